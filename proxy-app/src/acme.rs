@@ -9,3 +9,4 @@ pub(crate) mod client;
 pub(crate) mod exchange;
 pub(crate) mod messages;
 pub(crate) mod request;
+pub(crate) mod unstored;

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::acme::care::CertificateCare;
 use crate::acme::challenges::Challenges;
+use crate::acme::unstored::UnstoredCertificates;
 use crate::app::changes::History;
 use crate::app::env::{InForce, RefusalLog};
 use crate::app::moves::Moves;
@@ -114,6 +115,8 @@ pub(crate) struct App {
     storing: tokio::sync::Mutex<()>,
     /// What is remembered of certificates that an authority is asked for.
     care: Arc<CertificateCare>,
+    /// Certificates that it has issued, and the directory has not taken.
+    unstored: UnstoredCertificates,
     /// Challenges of the authority that are open.
     challenges: Arc<Challenges>,
     /// Notified when another configuration is in force.
@@ -206,6 +209,7 @@ impl App {
             nodes,
             storing: tokio::sync::Mutex::default(),
             care: Arc::default(),
+            unstored: UnstoredCertificates::default(),
             challenges: Arc::default(),
             configured: Notify::new(),
             config: InForce::new(config),

@@ -80,6 +80,10 @@ pub(crate) struct DueOrder {
     pub names: Vec<String>,
     /// Names that must be in it: the certificate in use is good for them, and for long enough.
     pub kept: HashSet<String>,
+    /// Names that the certificate in use is good for.
+    pub covered: HashSet<String>,
+    /// Whether the certificate in use must be renewed, or there is none.
+    pub is_renewal: bool,
 }
 
 /// What is remembered of all domains.
@@ -99,12 +103,28 @@ impl CurrentCertificate {
         self.expires - self.lifetime / RENEWED + jitter
     }
 
+    /// Whether it is worth being stored in place of the one in use. One that is due at once, and good for no longer, would
+    /// be followed by the next.
+    pub(crate) fn gains_on(&self, in_use: Option<&Self>, now: i64) -> bool {
+        self.renews() > now || in_use.is_none_or(|in_use| in_use.expires < self.expires)
+    }
+
     /// Names that a renewal at this time may not leave out.
     fn kept(&self, now: i64) -> HashSet<String> {
         match now < self.expires - self.lifetime / NAMES_KEPT {
             true => self.covers.clone(),
             false => HashSet::new(),
         }
+    }
+}
+
+impl DueOrder {
+    /// Whether a certificate for these of its names is worth an order: one for names that have a good certificate would
+    /// be a new one at each try of a bad name.
+    pub(crate) fn is_due_for(&self, names: &[String]) -> bool {
+        let has_kept = self.kept.iter().all(|name| names.contains(name));
+        let is_new = self.is_renewal || names.iter().any(|name| !self.covered.contains(name));
+        !names.is_empty() && has_kept && is_new
     }
 }
 
@@ -140,16 +160,17 @@ impl DomainCare {
         };
         let is_open = |name: &&String| self.names.get(*name).is_none_or(|setback| setback.until <= now);
         let names: Vec<String> = domain.hosts.iter().filter(is_open).cloned().collect();
-        let covers = |name: &String| current.is_some_and(|current| current.covers.contains(name));
-        let kept = current.map(|current| current.kept(now)).unwrap_or_default();
-        let lacks_kept = kept.iter().any(|name| !names.contains(name));
-        let is_due = (renews <= now || names.iter().any(|name| !covers(name))) && !names.is_empty() && !lacks_kept;
+        let order = DueOrder {
+            domain: domain.name.clone(),
+            kept: current.map(|current| current.kept(now)).unwrap_or_default(),
+            covered: current.map(|current| current.covers.clone()).unwrap_or_default(),
+            is_renewal: renews <= now,
+            names,
+        };
+        let is_due = order.is_due_for(&order.names);
         match self.order.as_ref().filter(|setback| setback.until > now) {
             Some(setback) if is_due => return Err(setback.until),
-            None if is_due => {
-                let domain = domain.name.clone();
-                return Ok(DueOrder { domain, names, kept });
-            }
+            None if is_due => return Ok(order),
             _ => {}
         }
         let waits = self.names.values().map(|setback| setback.until);
@@ -340,6 +361,34 @@ mod tests {
         // A name that is no longer wanted is forgotten.
         let _ = care.due(&[domain(&["good"], served.current)], NOW);
         assert!(care.all().1[0].1.names.is_empty());
+    }
+
+    #[test]
+    fn a_bad_name_costs_no_certificate_for_the_good_ones_at_each_try() {
+        let good = ["good".to_owned()];
+        for (left, covers, due) in [
+            (80, &["good"][..], false),
+            // A renewal, one that lacks a name, and none at all.
+            (14, &["good"], true),
+            (80, &[], true),
+            (-1, &["good"], true),
+        ] {
+            let domain = domain(&["bad", "good"], Some(current(true, left, covers)));
+            let (orders, _) = CertificateCare::default().due(&[domain], NOW);
+            assert_eq!(orders[0].names, ["bad", "good"]);
+            assert_eq!(orders[0].is_due_for(&good), due, "{left} {covers:?}");
+            assert!(!orders[0].is_due_for(&[]));
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_due_at_once_takes_the_place_of_a_shorter_one_only() {
+        let in_use = current(true, 20, &["a"]);
+        for (left, gains) in [(90, true), (31, true), (25, true), (20, false), (10, false)] {
+            let new = current(true, left, &["a"]);
+            assert_eq!(new.gains_on(Some(&in_use), NOW), gains, "{left}");
+            assert!(new.gains_on(None, NOW));
+        }
     }
 
     #[test]

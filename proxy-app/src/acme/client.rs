@@ -2,10 +2,12 @@
 //!
 //! Who controls a name is shown by HTTP-01. When to order, and again after a failure, is the matter of `care.rs`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, header};
+use jiff::Timestamp;
 use mail_directory::Secret;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -13,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::acme::account_key::{AccountKey, SignedBy, encode};
+use crate::acme::care::CurrentCertificate;
 use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
 use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState};
@@ -52,6 +55,8 @@ pub(crate) struct IssuedCertificate {
     pub key: Secret<String>,
     /// SHA-256, in hexadecimal.
     pub fingerprint: String,
+    /// How long it is good, and for which of the names that were asked for: all.
+    pub life: CurrentCertificate,
 }
 
 /// Why there is no certificate.
@@ -371,6 +376,18 @@ fn issued(names: &[String], body: &[u8], key: Secret<String>) -> Result<IssuedCe
     Ok(IssuedCertificate {
         certificate: certificate.trim().to_owned() + "\n",
         fingerprint: pair.fingerprint_text(),
+        life: life_of(&pair, true, names.iter().cloned().collect()),
         key,
     })
+}
+
+/// How long a certificate is good, by the clock of this machine, and for which of the wanted names.
+pub(crate) fn life_of(pair: &CertKey, is_ours: bool, covers: HashSet<String>) -> CurrentCertificate {
+    CurrentCertificate {
+        is_ours,
+        expires: Timestamp::now().as_second().saturating_add(pair.seconds_left()),
+        lifetime: pair.lifetime(),
+        covers,
+        spread: pair.fingerprint().first().copied().unwrap_or_default(),
+    }
 }

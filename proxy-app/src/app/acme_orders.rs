@@ -1,19 +1,20 @@
 //! Certificates of domains from the ACME authority of the node file: which are wanted, ordered when they are due,
 //! stored where certificates of domains are stored, and in force at once.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use mail_directory::{System, View, attributes as a, names};
+use mail_directory::{Entry, System, View, attributes as a, names};
 
 use crate::acme::account_key::AccountKey;
-use crate::acme::care::{CurrentCertificate, DueOrder, WantedDomain};
-use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate};
+use crate::acme::care::{CertificateCare, DueOrder, WantedDomain};
+use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate, life_of};
 use crate::acme::exchange::AuthorityWeb;
 use crate::app::App;
-use crate::app::certificates::is_from_authority;
+use crate::app::certificates::{is_from_authority, may_be_replaced};
 use crate::app::stored::replace;
 use crate::config::{AcmeConfig, AcmeDomains};
 use crate::provision::{CommandOutput, ProvisionError, values};
@@ -21,10 +22,16 @@ use crate::tls::certificate_store::CertStore;
 
 /// Orders under way at one time.
 const AT_ONCE: usize = 4;
+/// Most orders until the next look: a reload and new domains wait for those under way.
+const IN_A_ROW: usize = 16;
+/// How long an order may take in all, with the looks of the authority at each name.
+const ORDER_WAIT: Duration = Duration::from_secs(10 * 60);
 /// Most names of a certificate (Let's Encrypt).
 const NAMES_MAX: usize = 100;
 /// The longest pause between two looks, in seconds: the clock may have been set.
 const LONGEST_PAUSE: i64 = 60 * 60;
+/// Why a certificate is not followed by the next one at once.
+const DUE_AT_ONCE: &str = "what the authority issues is due to be renewed at once";
 /// Who has changed a domain, in the audit log.
 const WHO: &str = "acme";
 
@@ -44,25 +51,41 @@ impl App {
     /// Makes the orders that are due. Returns when to look again, in seconds since 1970.
     async fn order_certificates(self: &Arc<Self>) -> i64 {
         let Some(acme) = self.config.load().acme.clone() else {
+            self.unstored.retain(|_| false, now());
             return self.care.due(&[], now()).1;
         };
         let wanted = {
             let acme = acme.clone();
             self.off_the_runtime(move |app| app.wanted_certificates(&acme)).await
         };
-        let (orders, next) = self.care.due(&wanted, now());
+        let names: HashSet<&str> = wanted.iter().map(|domain| domain.name.as_str()).collect();
+        self.unstored.retain(|domain| names.contains(domain), now());
+        let (mut orders, next) = self.care.due(&wanted, now());
         if orders.is_empty() {
             return next;
         }
+        orders.truncate(IN_A_ROW);
+        let mut unissued = Vec::new();
+        for order in orders {
+            match self.unstored.take(&order, &acme.directory_url, now()) {
+                Some(issued) => self.certificate_issued(&acme, &order.domain, issued).await,
+                None => unissued.push(order),
+            }
+        }
+        if unissued.is_empty() {
+            return now();
+        }
         match self.acme_client(&acme).await {
             Ok(client) => {
-                self.care.authority_answers();
                 let (client, acme) = (&client, &acme);
-                let each = futures_util::stream::iter(orders);
+                let each = futures_util::stream::iter(unissued);
                 let ordered = each.for_each_concurrent(AT_ONCE, |order| self.order_certificate(client, acme, order));
                 ordered.await;
             }
-            Err(failure) => self.authority_failed(&failure),
+            Err(AcmeFailure::Authority { why, wait }) => {
+                self.authority_failed(&why, self.care.authority_failed(&why, wait, now()));
+            }
+            Err(AcmeFailure::Order { .. } | AcmeFailure::Names(_)) => {}
         }
         now()
     }
@@ -87,11 +110,8 @@ impl App {
         AcmeClient::open(acme, key, web, self.challenges.clone()).await
     }
 
-    fn authority_failed(&self, failure: &AcmeFailure) {
-        let AcmeFailure::Authority { why, wait } = failure else {
-            return;
-        };
-        if let Some(until) = self.care.authority_failed(why, *wait, now()) {
+    fn authority_failed(&self, why: &str, until: Option<i64>) {
+        if let Some(until) = until {
             let until = at(until);
             log::warn!("the ACME authority cannot be used: {why}; it is asked again at {until}, certificates stay");
         }
@@ -101,21 +121,19 @@ impl App {
     async fn order_certificate(self: &Arc<Self>, client: &AcmeClient, acme: &AcmeConfig, order: DueOrder) {
         let domain = &order.domain;
         let mut names = order.names.clone();
-        while !names.is_empty() && !self.care.authority_rests(now()) {
-            match client.obtain(&names, acme.key).await {
-                Ok(issued) => {
-                    match self.take_certificate(acme, domain, issued).await {
-                        Ok(()) => {
-                            self.care.succeeded(domain, &names);
-                            log::info!(
-                                "domain {domain}: a new certificate is in force, for {}",
-                                names.join(", ")
-                            );
-                        }
-                        Err(why) => self.order_failed(domain, &why, None),
-                    }
-                    return;
-                }
+        while order.is_due_for(&names) && !self.care.authority_rests(now()) {
+            if self.unstored.is_full() {
+                let why = "those that were issued for other domains cannot be stored";
+                return self.order_failed(domain, why, None);
+            }
+            let obtained = tokio::time::timeout(ORDER_WAIT, client.obtain(&names, acme.key)).await;
+            let obtained = obtained.unwrap_or_else(|_| {
+                let (why, wait) = ("the order was not done in time".to_owned(), None);
+                Err(AcmeFailure::Order { why, wait })
+            });
+            let rests = order_ended(&self.care, domain, &obtained, now());
+            match obtained {
+                Ok(issued) => return self.certificate_issued(acme, domain, issued).await,
                 Err(AcmeFailure::Names(refused)) => {
                     let count = names.len();
                     for (name, why) in refused.iter().filter(|(name, _)| names.contains(name)) {
@@ -127,13 +145,9 @@ impl App {
                         let why = "the authority refuses names that were not asked for";
                         return self.order_failed(domain, why, None);
                     }
-                    if order.kept.iter().any(|name| !names.contains(name)) {
-                        // The certificate in use is good for that name, too.
-                        return;
-                    }
                 }
                 Err(AcmeFailure::Order { why, wait }) => return self.order_failed(domain, &why, wait),
-                Err(failure) => return self.authority_failed(&failure),
+                Err(AcmeFailure::Authority { why, .. }) => return self.authority_failed(&why, rests),
             }
         }
     }
@@ -141,6 +155,25 @@ impl App {
     fn order_failed(&self, domain: &str, why: &str, wait: Option<Duration>) {
         let until = at(self.care.order_failed(domain, why, wait, now()));
         log::warn!("domain {domain}: no new certificate: {why}; it is ordered again at {until}");
+    }
+
+    /// Stores a certificate, and takes it up at the next look where that fails.
+    async fn certificate_issued(self: &Arc<Self>, acme: &AcmeConfig, domain: &str, issued: IssuedCertificate) {
+        let mut names: Vec<String> = issued.life.covers.iter().cloned().collect();
+        names.sort_unstable();
+        let is_due = issued.life.renews() <= now();
+        match self.take_certificate(acme, domain, issued).await {
+            Ok(()) => {
+                let names_text = names.join(", ");
+                log::info!("domain {domain}: a new certificate is in force, for {names_text}");
+                match is_due {
+                    // It is in use, and the next one would be as short.
+                    true => self.order_failed(domain, DUE_AT_ONCE, None),
+                    false => self.care.succeeded(domain, &names),
+                }
+            }
+            Err(why) => self.order_failed(domain, &why, None),
+        }
     }
 
     /// Stores a certificate with its key, unless an administrator has stored one meanwhile, and waits until it is in
@@ -151,27 +184,33 @@ impl App {
         domain: &str,
         issued: IssuedCertificate,
     ) -> Result<(), String> {
-        let is_wanted = {
+        let wanted = {
             let (system, store) = (self.snapshot.load().system.clone(), self.certificates.load());
-            let wanted = system
-                .domain(domain)
-                .and_then(|domain| wanted(acme, &system, &store, &domain));
-            wanted.is_some_and(|wanted| {
-                wanted
-                    .current
-                    .is_none_or(|current| current.is_ours || current.expires <= now())
-            })
+            let now = self.config.load().acme.clone();
+            let now = now.filter(|now| now.directory_url == acme.directory_url);
+            now.and_then(|now| wanted(&now, &system, &store, &system.domain(domain)?))
         };
-        if !is_wanted {
+        let Some(wanted) = wanted.filter(|wanted| !wanted.hosts.is_empty()) else {
             return Err("it is no longer wanted, the domain has changed".to_owned());
+        };
+        if !issued.life.gains_on(wanted.current.as_ref(), now()) {
+            return Err(DUE_AT_ONCE.to_owned());
         }
         let changes = [
-            replace(&a::SSL_CERTIFICATE, Some(issued.certificate)),
+            replace(&a::SSL_CERTIFICATE, Some(issued.certificate.clone())),
             replace(&a::SSL_PRIVATE_KEY, Some(issued.key.expose().clone())),
             replace(&a::PORTICO_ACME_FINGERPRINT, Some(issued.fingerprint.clone())),
         ];
         let mut output = CommandOutput::default();
-        self.change_domain(domain, &changes, &mut output).await.map_err(told)?;
+        let mut is_taken = false;
+        let allows = |entry: &Entry| may_be_replaced(entry).inspect_err(|_| is_taken = true);
+        let stored = self.change_domain_if(domain, &changes, &mut output, allows);
+        if let Err(error) = stored.await {
+            if !is_taken {
+                self.unstored.keep(domain, &acme.directory_url, issued);
+            }
+            return Err(told(error));
+        }
         self.audit_act(WHO, format!("domain {domain}: certificate stored, private key stored"));
         let seen = self.domain_in_force(domain, &changes).await;
         let in_use = self.certificates.load().of_domain(domain);
@@ -202,7 +241,10 @@ fn wanted(acme: &AcmeConfig, system: &System, store: &CertStore, domain: &View<'
         name: domain.name().to_owned(),
         ..WantedDomain::default()
     };
-    for name in names.into_iter().map(names::host) {
+    let mut names: Vec<String> = names.into_iter().map(names::host).collect();
+    // A directory may return them in another order each time, and the limit would cut others off.
+    names.sort_unstable();
+    for name in names {
         match barred(system, domain, &name) {
             Some(why) => drop(wanted.barred.insert(name, why)),
             None if wanted.hosts.contains(&name) => {}
@@ -216,15 +258,27 @@ fn wanted(acme: &AcmeConfig, system: &System, store: &CertStore, domain: &View<'
     wanted.current = store.of_domain(domain.name()).map(|pair| {
         let uncovered = pair.uncovered(wanted.hosts.iter().map(String::as_str));
         let covers = wanted.hosts.iter().filter(|host| !uncovered.contains(&host.as_str()));
-        CurrentCertificate {
-            is_ours: is_from_authority(domain, &pair),
-            expires: now().saturating_add(pair.seconds_left()),
-            lifetime: pair.lifetime(),
-            covers: covers.cloned().collect(),
-            spread: pair.fingerprint().first().copied().unwrap_or_default(),
-        }
+        life_of(&pair, is_from_authority(domain, &pair), covers.cloned().collect())
     });
+    if store.fault_of(domain.name()).is_some()
+        && let Some(Err(why)) = domain.entry().map(may_be_replaced)
+    {
+        let hosts = std::mem::take(&mut wanted.hosts).into_iter();
+        wanted.barred.extend(hosts.map(|host| (host, why.clone())));
+    }
     Some(wanted)
+}
+
+/// Remembers what the end of an order says about the authority. Returns when it is asked again, if it has failed: the
+/// domain waits on its own, too, or one with which it always fails would stop all others. That it lets an account be
+/// opened says little: only an order that it has decided shows that it works.
+fn order_ended<T>(care: &CertificateCare, domain: &str, ended: &Result<T, AcmeFailure>, now: i64) -> Option<i64> {
+    let Err(AcmeFailure::Authority { why, wait }) = ended else {
+        care.authority_answers();
+        return None;
+    };
+    care.order_failed(domain, why, *wait, now);
+    care.authority_failed(why, *wait, now)
 }
 
 /// Why the authority is not asked for a name of this domain.
@@ -256,4 +310,97 @@ fn now() -> i64 {
 /// This time for people.
 pub(crate) fn at(seconds: i64) -> String {
     Timestamp::from_second(seconds).map_or_else(|_| "-".to_owned(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::CertificateKeyKind;
+    use crate::tls::upstream::UpstreamTrust;
+
+    const NOW: i64 = 1_000_000_000;
+
+    fn authority() -> Result<(), AcmeFailure> {
+        let (why, wait) = ("down".to_owned(), None);
+        Err(AcmeFailure::Authority { why, wait })
+    }
+
+    #[test]
+    fn an_authority_that_fails_at_each_order_is_asked_less_and_less() {
+        let care = CertificateCare::default();
+        let (mut time, mut pauses) = (NOW, Vec::new());
+        for at in 0..12 {
+            let until = order_ended(&care, &format!("{at}.test"), &authority(), time).unwrap();
+            pauses.push(until - time);
+            time = until;
+        }
+        assert!(pauses[11] >= 45 * 60, "{pauses:?}");
+        order_ended(&care, "a.test", &Ok(()), time);
+        assert_eq!(care.all().0, None);
+        let refused = AcmeFailure::Names(Vec::new());
+        order_ended(&care, "a.test", &authority(), time);
+        order_ended(&care, "a.test", &Err::<(), _>(refused), time);
+        assert_eq!(care.all().0, None, "it has decided");
+    }
+
+    #[test]
+    fn a_domain_with_which_the_authority_fails_does_not_stop_the_others() {
+        let care = CertificateCare::default();
+        let wanted = ["a.test", "b.test"].map(|name| WantedDomain {
+            name: name.to_owned(),
+            hosts: vec![format!("mail.{name}")],
+            ..WantedDomain::default()
+        });
+        assert_eq!(care.due(&wanted, NOW).0.len(), 2);
+        let until = order_ended(&care, "a.test", &authority(), NOW).unwrap();
+        let (orders, _) = care.due(&wanted, until);
+        let domains: Vec<&str> = orders.iter().map(|order| order.domain.as_str()).collect();
+        assert_eq!(domains, ["b.test"]);
+    }
+
+    /// What is wanted of a domain with these values, where the store has found this fault.
+    fn wanted_of(values: &[(&str, Vec<String>)], fault: Option<&str>) -> WantedDomain {
+        let acme = AcmeConfig {
+            directory_url: "https://ca.test/dir".to_owned(),
+            contact: Vec::new(),
+            accepts_terms: true,
+            account_key_file: Path::new("acme.key").to_owned(),
+            trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
+            key: CertificateKeyKind::EcdsaP256,
+            domains: AcmeDomains::All,
+        };
+        let mut domain = Entry::new("a.test");
+        for (attribute, values) in values {
+            domain.set(attribute, values.clone());
+        }
+        let system = System::new(Entry::new("config"), [], [domain], []);
+        let mut store = CertStore::default();
+        if let Some(why) = fault {
+            store.note_fault("a.test", why.to_owned());
+        }
+        let domain = system.domain("a.test").unwrap();
+        wanted(&acme, &system, &store, &domain).unwrap()
+    }
+
+    #[test]
+    fn the_order_of_many_names_does_not_change_which_are_asked_for() {
+        let mut names: Vec<String> = (0..NAMES_MAX + 5).map(|at| format!("n{at:03}.a.test")).collect();
+        let one = wanted_of(&[("zimbraVirtualHostname", names.clone())], None);
+        names.reverse();
+        let other = wanted_of(&[("zimbraVirtualHostname", names)], None);
+        assert_eq!((&one.hosts, &one.barred), (&other.hosts, &other.barred));
+        assert_eq!((one.hosts.len(), one.barred.len()), (NAMES_MAX, 5));
+    }
+
+    #[test]
+    fn a_key_that_waits_for_its_certificate_is_left_alone_and_said() {
+        let names = ("zimbraVirtualHostname", vec!["mail.a.test".to_owned()]);
+        let key = ("zimbraSSLPrivateKey", vec!["a key".to_owned()]);
+        let wanted = wanted_of(&[names.clone(), key], Some("a key without a certificate"));
+        assert!(wanted.hosts.is_empty());
+        assert!(wanted.barred["mail.a.test"].starts_with("a key without a certificate was stored"));
+        assert_eq!(wanted_of(&[names], None).hosts, ["mail.a.test"]);
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mail_directory::yaml::{Problems, problem, warning};
-use mail_directory::{System, View, attributes as a, secret_file};
+use mail_directory::{Entry, System, View, attributes as a, secret_file};
 
 use crate::config::Config;
 use crate::tls::certificate::CertKey;
@@ -53,8 +53,34 @@ pub(crate) fn cert_store(
 /// Whether this certificate of a domain is the one that Portico has got from an authority, and nobody has replaced
 /// since.
 pub(crate) fn is_from_authority(domain: &View<'_>, pair: &CertKey) -> bool {
-    let noted = domain.text(&a::PORTICO_ACME_FINGERPRINT);
+    is_noted(domain.text(&a::PORTICO_ACME_FINGERPRINT), pair)
+}
+
+fn is_noted(noted: Option<&str>, pair: &CertKey) -> bool {
     noted.is_some_and(|noted| noted.eq_ignore_ascii_case(&pair.fingerprint_text()))
+}
+
+/// Whether a certificate of an authority may take the place of what stands in the entry of a domain. It may where
+/// nothing stands, where Portico has put both parts there, and where the whole pair has expired. A part alone may be
+/// somebody's key, whose certificate is on its way.
+///
+/// # Errors
+/// It may not, and why.
+pub(crate) fn may_be_replaced(domain: &Entry) -> Result<(), String> {
+    let parts = [&a::SSL_CERTIFICATE, &a::SSL_PRIVATE_KEY].map(|part| domain.first(part.name));
+    let (certificate, key) = match parts {
+        [None, None] => return Ok(()),
+        [Some(certificate), Some(key)] => (certificate, key),
+        [_, None] => return Err("a certificate without a key was stored: complete it, or remove it".to_owned()),
+        [None, _] => return Err("a key without a certificate was stored: complete it, or remove it".to_owned()),
+    };
+    let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes());
+    let pair =
+        pair.map_err(|error| format!("a certificate was stored that cannot be used: {error}; mend it, or remove it"))?;
+    match is_noted(domain.first(a::PORTICO_ACME_FINGERPRINT.name), &pair) || pair.expired().is_some() {
+        true => Ok(()),
+        false => Err("another certificate was stored, and is valid".to_owned()),
+    }
 }
 
 /// Where the certificate of a domain comes from.
@@ -137,4 +163,68 @@ fn default_certificate(
         problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
     }
     Some(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use openssl::asn1::Asn1Time;
+    use openssl::hash::MessageDigest;
+    use openssl::x509::X509Builder;
+
+    use super::*;
+    use crate::acme::account_key::p256;
+
+    /// A certificate that ends after so many seconds from now, and its key.
+    fn pair(left: i64) -> [String; 2] {
+        let key = openssl::pkey::PKey::from_ec_key(p256().unwrap()).unwrap();
+        let time = |seconds: i64| Asn1Time::from_unix(jiff::Timestamp::now().as_second() + seconds).unwrap();
+        let mut builder = X509Builder::new().unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.set_not_before(&time(-10_000)).unwrap();
+        builder.set_not_after(&time(left)).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        [
+            builder.build().to_pem().unwrap(),
+            key.private_key_to_pem_pkcs8().unwrap(),
+        ]
+        .map(|pem| String::from_utf8(pem).unwrap())
+    }
+
+    #[test]
+    fn an_order_replaces_nothing_that_an_administrator_has_stored_and_needs() {
+        let ([certificate, key], [expired, its_key]) = (pair(5_000), pair(-5_000));
+        let noted = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+        let noted = noted.fingerprint_text().to_uppercase();
+        let none = "";
+        for (parts, noted, expected) in [
+            ([none, none], none, Ok(())),
+            ([&certificate, &key], &noted, Ok(())),
+            ([&expired, &its_key], none, Ok(())),
+            ([&certificate, &key], none, Err("another certificate was stored")),
+            ([none, &key], none, Err("a key without")),
+            ([&certificate, none], none, Err("a certificate without")),
+            // The new key of somebody, beside the certificate that it is to replace.
+            (
+                [&certificate, &its_key],
+                &noted,
+                Err("a certificate was stored that cannot"),
+            ),
+            ([&expired, &key], none, Err("a certificate was stored that cannot")),
+        ] {
+            let mut entry = Entry::new("a.test");
+            for (attribute, value) in [
+                (&a::SSL_CERTIFICATE, parts[0]),
+                (&a::SSL_PRIVATE_KEY, parts[1]),
+                (&a::PORTICO_ACME_FINGERPRINT, noted),
+            ] {
+                entry.set(attribute.name, [value]);
+            }
+            let told = may_be_replaced(&entry);
+            match (&told, expected) {
+                (Ok(()), Ok(())) => {}
+                (Err(why), Err(begin)) if why.starts_with(begin) => {}
+                _ => panic!("{told:?}, and not {expected:?}"),
+            }
+        }
+    }
 }

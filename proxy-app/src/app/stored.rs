@@ -43,9 +43,25 @@ impl App {
         changes: &[Change],
         output: &mut CommandOutput,
     ) -> Result<Entry, ProvisionError> {
+        self.change_domain_if(key, changes, output, |_| Ok(())).await
+    }
+
+    /// The same, if the entry as it stands there allows it.
+    ///
+    /// # Errors
+    /// As [`Self::change_domain`], or it does not.
+    pub(crate) async fn change_domain_if(
+        &self,
+        key: &str,
+        changes: &[Change],
+        output: &mut CommandOutput,
+        allows: impl FnOnce(&Entry) -> Result<(), String>,
+    ) -> Result<Entry, ProvisionError> {
         let closed = |message: String| ProvisionError::service(FAILED, message);
         let mut editor = self.editor().await.map_err(closed)?;
         let _storing = self.storing.lock().await;
+        let before = editor.existing(EntryKind::Domains, key).await?;
+        allows(&before).map_err(ProvisionError::Plain)?;
         editor.change(EntryKind::Domains, key, changes, output).await
     }
 
