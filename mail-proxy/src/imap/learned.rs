@@ -107,11 +107,16 @@ impl LearnedCapabilities {
     pub fn take_over(&self, kept: &[LearnedServer], now: Instant) {
         let mut servers = self.0.lock();
         for LearnedServer { server, list, names } in kept {
-            servers.heard(server, None, list, now);
+            if list.len() > LIST {
+                continue;
+            }
+            servers.note(server, list, now);
             for name in names {
-                servers.heard(server, Some(name), list, now);
+                servers.meet(server, name);
             }
         }
+        servers.looked = Some(now);
+        servers.share();
     }
 }
 
@@ -121,13 +126,14 @@ impl Servers {
             return;
         }
         let forgot = self.forget(now);
-        let is_new = self.note(server, list, now) || forgot;
-        let has_met = name.is_some_and(|name| self.meet(server, name));
-        if is_new {
-            self.shared = self.in_all();
-        }
-        if is_new || has_met {
+        let is_new = self.note(server, list, now);
+        let met = name.filter(|name| self.meet(server, name));
+        if forgot {
             self.share();
+        } else if is_new {
+            self.share_of(server);
+        } else if let Some(name) = met {
+            self.share_under(name);
         }
     }
 
@@ -143,14 +149,29 @@ impl Servers {
         has_room
     }
 
-    /// Puts together what the servers of each name have. Those that are forgotten have no word any more.
+    /// Puts together what all servers have, and those of each name. Those that are forgotten have no word any more.
     fn share(&mut self) {
         let heard = &self.heard;
         self.names.retain(|_, met| {
             met.servers.retain(|server| heard.contains_key(server));
-            met.shared = in_all(met.servers.iter().filter_map(|server| Some(&*heard.get(server)?.list)));
+            met.share(heard);
             met.shared.is_some()
         });
+        self.shared = self.in_all();
+    }
+
+    /// The same after one server has said something new: only where it counts.
+    fn share_of(&mut self, server: &str) {
+        let touched = self.names.values_mut().filter(|met| met.servers.contains(server));
+        touched.for_each(|met| met.share(&self.heard));
+        self.shared = self.in_all();
+    }
+
+    /// The same after logins under one name have met one more server.
+    fn share_under(&mut self, name: &str) {
+        if let Some(met) = self.names.get_mut(name) {
+            met.share(&self.heard);
+        }
     }
 
     /// Forgets, from time to time, where nobody logs in any more. Returns whether it has looked.
@@ -188,11 +209,20 @@ impl Servers {
     }
 }
 
+impl Met {
+    fn share(&mut self, heard: &HashMap<Box<str>, Heard>) {
+        let lists = self.servers.iter().filter_map(|server| heard.get(server));
+        self.shared = in_all(lists.map(|heard| &*heard.list));
+    }
+}
+
 /// What all of these lists have, with what a client can do here.
 fn in_all<'a>(mut lists: impl Iterator<Item = &'a str>) -> Option<Arc<str>> {
     let first = lists.next()?;
     let mut shared: Vec<&str> = words(first).collect();
     for list in lists {
+        #[cfg(test)]
+        tests::COMPARED.set(tests::COMPARED.get() + 1);
         shared.retain(|name| words(list).any(|other| other.eq_ignore_ascii_case(name)));
     }
     let of_servers = shared.into_iter().filter(|name| !is_ours(name));
@@ -230,7 +260,14 @@ fn list_of(accepted: &Accepted) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// Lists that were compared with another one.
+        pub(super) static COMPARED: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn said(answer: &str, untagged: &str) -> Accepted {
         Accepted {
@@ -293,6 +330,46 @@ mod tests {
             note("two:143", Some(&format!("n{n}.test")), "IDLE");
         }
         assert_eq!(learned.0.lock().names.len(), NAMES);
+    }
+
+    /// Everybody who asks what can be done waits for it.
+    #[test]
+    fn what_is_new_costs_no_more_than_it_concerns() {
+        const ALL: usize = 100;
+        let (learned, now) = (LearnedCapabilities::default(), Instant::now());
+        let names: Vec<String> = (0..ALL).map(|n| format!("n{n}.test")).collect();
+        let kept = |n: usize| LearnedServer {
+            server: format!("store{n}:143"),
+            list: "IDLE".to_owned(),
+            names: names.clone(),
+        };
+        let cost = |work: &dyn Fn()| {
+            COMPARED.set(0);
+            work();
+            COMPARED.get()
+        };
+        let kept: Vec<LearnedServer> = (0..10).map(kept).collect();
+        assert_eq!(cost(&|| learned.take_over(&kept, now)), (ALL + 1) * 9);
+        let note = |server: &str, name: &str, list: &str| {
+            let said = said(&format!("OK [CAPABILITY {list}] in"), "");
+            cost(&|| learned.note(server, Some(name), &said, now))
+        };
+        assert_eq!(
+            note("new:143", "own.test", "IDLE"),
+            10,
+            "what all have, and one name with one server"
+        );
+        assert_eq!(note("new:143", "n1.test", "IDLE"), 10, "one name");
+        assert_eq!(note("new:143", "n1.test", "IDLE"), 0);
+        assert_eq!(note("new:143", "own.test", "MOVE"), 20, "what all have, and two names");
+        assert_eq!(
+            learned.shared(Some("own.test")).as_deref(),
+            Some("IMAP4rev1 ID LITERAL+ SASL-IR MOVE")
+        );
+        assert_eq!(
+            learned.shared(Some("n1.test")).as_deref(),
+            Some("IMAP4rev1 ID LITERAL+ SASL-IR")
+        );
     }
 
     #[test]
