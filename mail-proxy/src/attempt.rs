@@ -248,6 +248,9 @@ struct Tries {
     /// The server that has named the one where the login was taken.
     referred_by: Option<Arc<str>>,
     place: Option<Box<dyn Send>>,
+    /// How often one server was tried again. It is counted for the whole login: a password must not be said more often
+    /// because there is more than one server to say it to.
+    again: usize,
 }
 
 /// Why one try at one server failed.
@@ -257,10 +260,12 @@ enum TryFailure {
     /// The server has gone at what may be its own end: try once more at the same one. The route stays, because a client
     /// that has a server hang up must not make us ask the directory each time.
     Again(LoginFailure),
-    /// It was said at once, and the server has answered as if that was the reason.
-    Hurried(LoginFailure),
+    /// It was said at once, and the server, known by this name, has answered as if that was the reason.
+    Hurried(LoginFailure, String),
     /// The server has gone before its greeting, as one that is being started again.
     Restarts(LoginFailure),
+    /// The server takes nobody at the moment. If it says so for longer, as [`TryFailure::Doubtful`].
+    Busy(LoginFailure),
     /// Worth another try only if the account is somewhere else by now. The route stays: it may be needed while the
     /// directory is down.
     Doubtful(LoginFailure),
@@ -299,6 +304,7 @@ impl Tries {
             sent_on: None,
             referred_by: None,
             place: None,
+            again: 0,
         }
     }
 
@@ -536,12 +542,20 @@ impl Tries {
             Ok(done) => return Ok(done),
             Err(failure) if self.conversation.begun => return Err(self.cannot_repeat(lookup, &route, failure).await),
             Err(TryFailure::Final(failure)) => return Err(failure),
-            Err(TryFailure::Again(_) | TryFailure::Hurried(_)) => route,
-            Err(TryFailure::Stale(_) | TryFailure::Restarts(_) | TryFailure::Referred(_)) => {
+            Err(TryFailure::Again(_) | TryFailure::Hurried(..)) => route,
+            Err(TryFailure::Stale(_) | TryFailure::Referred(_)) => {
                 self.env.routes.forget(lookup);
                 self.route(lookup).await?
             }
-            Err(TryFailure::Doubtful(failure)) => self.elsewhere(lookup, &route).await?.ok_or(failure)?,
+            // The same one has been tried often enough.
+            Err(TryFailure::Restarts(failure)) => {
+                self.env.routes.forget(lookup);
+                let fresh = self.route(lookup).await?;
+                Some(fresh).filter(|fresh| is_elsewhere(fresh, &route)).ok_or(failure)?
+            }
+            Err(TryFailure::Busy(failure) | TryFailure::Doubtful(failure)) => {
+                self.elsewhere(lookup, &route).await?.ok_or(failure)?
+            }
         };
         let again = self.try_from(lookup, &fresh, credentials, id).await;
         again.map_err(|again| match again {
@@ -551,7 +565,8 @@ impl Tries {
             }
             TryFailure::Referred(referral) => LoginFailure::UpstreamDown(not_followed(&referral)),
             TryFailure::Again(failure)
-            | TryFailure::Hurried(failure)
+            | TryFailure::Hurried(failure, _)
+            | TryFailure::Busy(failure)
             | TryFailure::Doubtful(failure)
             | TryFailure::Final(failure) => failure,
         })
@@ -569,12 +584,12 @@ impl Tries {
                 self.env.routes.forget(lookup);
                 LoginFailure::UpstreamDown(not_followed(&referral))
             }
-            TryFailure::Doubtful(failure) => match self.elsewhere(lookup, route).await {
+            TryFailure::Busy(failure) | TryFailure::Doubtful(failure) => match self.elsewhere(lookup, route).await {
                 Ok(Some(_)) => LoginFailure::UpstreamDown(MOVED.to_owned()),
                 Ok(None) => failure,
                 Err(unknown) => unknown,
             },
-            TryFailure::Again(failure) | TryFailure::Hurried(failure) | TryFailure::Final(failure) => failure,
+            TryFailure::Again(failure) | TryFailure::Hurried(failure, _) | TryFailure::Final(failure) => failure,
         }
     }
 
@@ -775,36 +790,39 @@ impl Tries {
         Err(LoginFailure::Held { text, why })
     }
 
-    /// Tries at one server, and again after a pause where it is only for a moment that it takes nobody. Its answer says
-    /// nothing of the password then, so this is no second guess.
+    /// Tries at one server, and again after a pause where it is only for a moment that it takes nobody: its answer says
+    /// nothing of the password then, so this is no second guess. Where all was said at once, and the answer may come from
+    /// that, it is tried once more with one command after the other, as whenever it is tried again.
     async fn try_patiently(
         &mut self,
         route: &Route,
         credentials: &Credentials,
         id: IdFields,
     ) -> Result<(BoxStream, Accepted), TryFailure> {
-        for pause in PAUSES {
-            match self.try_twice(route, credentials, id.clone()).await {
-                Err(TryFailure::Restarts(_) | TryFailure::Doubtful(LoginFailure::Busy(_)))
-                    if !self.conversation.begun && self.begun.elapsed() + pause < PATIENCE => {}
-                other => return other,
-            }
+        let mut hurried_at: Option<String> = None;
+        loop {
+            let result = self.try_at(route, credentials, id.clone(), self.again > 0).await;
+            let pause = match &result {
+                // That it was said at once has been the reason indeed.
+                Ok(_) => {
+                    if let Some(at) = &hurried_at {
+                        self.env.settings.known.distrust(at);
+                    }
+                    return result;
+                }
+                Err(_) if self.conversation.begun => return result,
+                Err(TryFailure::Hurried(_, at)) => {
+                    hurried_at = Some(at.clone());
+                    Duration::ZERO
+                }
+                Err(TryFailure::Restarts(_) | TryFailure::Busy(_)) => match PAUSES.get(self.again) {
+                    Some(pause) if self.begun.elapsed() + *pause < PATIENCE => *pause,
+                    _ => return result,
+                },
+                Err(_) => return result,
+            };
+            self.again += 1;
             sleep(pause).await;
-        }
-        self.try_twice(route, credentials, id).await
-    }
-
-    /// Tries at one server, and once more with one command after the other where all were said at once and the answer may
-    /// come from that.
-    async fn try_twice(
-        &mut self,
-        route: &Route,
-        credentials: &Credentials,
-        id: IdFields,
-    ) -> Result<(BoxStream, Accepted), TryFailure> {
-        match self.try_at(route, credentials, id.clone(), false).await {
-            Err(TryFailure::Hurried(_)) if !self.conversation.begun => self.try_at(route, credentials, id, true).await,
-            other => other,
         }
     }
 
@@ -856,12 +874,9 @@ impl Tries {
         });
         taken.map_err(|unanswered| {
             self.record.phase = Some(machine.phase());
-            if machine.hurried() && unanswered.is_odd(self.facts.protocol) {
-                // What is only for a moment may be no answer to that.
-                if !matches!(unanswered, Unanswered::Refused(Refusal::Temporary(_))) {
-                    self.env.settings.known.distrust(&at);
-                }
-                return TryFailure::Hurried(LoginFailure::UpstreamDown(SILENT.to_owned()));
+            // A message of an exchange is an answer to what was said at once.
+            if machine.hurried() && !self.conversation.begun && unanswered.is_odd(self.facts.protocol) {
+                return TryFailure::Hurried(LoginFailure::UpstreamDown(SILENT.to_owned()), at);
             }
             let long = credentials.has_long_password() && machine.phase() == "login";
             match unanswered {
@@ -1040,7 +1055,8 @@ fn failure(refusal: Refusal) -> TryFailure {
         Refusal::BadCredentials => TryFailure::Doubtful(LoginFailure::BadCredentials),
         Refusal::Text(text) => TryFailure::Doubtful(LoginFailure::Refused(text)),
         Refusal::Limit(text) => TryFailure::Final(LoginFailure::Limit(text)),
-        Refusal::Temporary(text) => TryFailure::Doubtful(LoginFailure::Busy(text)),
+        Refusal::Temporary(text) => TryFailure::Busy(LoginFailure::Busy(text)),
+        Refusal::Ended(text) => TryFailure::Doubtful(LoginFailure::Busy(text)),
         Refusal::Referred(referral) => TryFailure::Referred(referral),
         Refusal::WrongHost => TryFailure::Stale(LoginFailure::UpstreamDown("the account lives elsewhere".to_owned())),
         Refusal::Broken(why) => TryFailure::Final(LoginFailure::UpstreamDown(why.to_owned())),
@@ -1068,7 +1084,7 @@ fn not_followed(referral: &Referral) -> String {
 fn not_borne(refusal: Refusal) -> TryFailure {
     let why = match refusal {
         Refusal::Broken(why @ NOT_UNDERSTOOD) => why.to_owned(),
-        Refusal::Temporary(text) if says_too_long(&text) => text,
+        Refusal::Temporary(text) | Refusal::Ended(text) if says_too_long(&text) => text,
         other => return failure(other),
     };
     TryFailure::Doubtful(LoginFailure::PasswordNotBorne(why))
@@ -1089,10 +1105,10 @@ enum Unanswered {
 
 impl Unanswered {
     /// Whether it may come from a login that was said at once with what stands before it. What speaks of the password, of
-    /// a limit or of another server is an answer, and is not asked for twice.
+    /// a limit, of another server or of this moment is an answer, and is not asked for twice.
     fn is_odd(&self, protocol: Protocol) -> bool {
         match self {
-            Self::Refused(Refusal::Broken(_) | Refusal::Temporary(_)) | Self::Gone | Self::Dropped => true,
+            Self::Refused(Refusal::Broken(_)) | Self::Gone | Self::Dropped => true,
             // POP3 has no other word for what it does not understand.
             Self::Refused(Refusal::Text(_)) => protocol == Protocol::Pop3,
             Self::Refused(_) | Self::Unsafe(_) | Self::Withdrawn | Self::Silent => false,

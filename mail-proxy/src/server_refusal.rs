@@ -12,8 +12,11 @@ pub enum Refusal {
     Text(String),
     /// The password was right, but there is a limit: `NO [LIMIT] …`, `-ERR [LOGIN-DELAY] …`.
     Limit(String),
-    /// The server cannot say at the moment (`[UNAVAILABLE]`, `[SYS/TEMP]`, `[INUSE]`, BYE, …).
+    /// The server cannot say at the moment (`[UNAVAILABLE]`, `[SYS/TEMP]`, `[INUSE]`, BYE, …). It may be asked again.
     Temporary(String),
+    /// The server has ended the dialogue, and is not asked again at once: behind a password BYE may be its answer to a wrong
+    /// one, and a limit is no matter of a moment.
+    Ended(String),
     /// The account lives elsewhere: the route is stale (MAIL §11.10).
     WrongHost,
     /// The same, and the server says where.

@@ -121,6 +121,10 @@ enum Lie {
     Refuses,
     /// It hangs up.
     HangsUp,
+    /// It takes them, and nobody at the moment.
+    Busy,
+    /// It takes them, and the user must do something first.
+    Expired,
 }
 
 impl Lie {
@@ -154,6 +158,11 @@ impl Lie {
                 let odd = self == Self::Refuses && is_hurried;
                 answers += &match line.split(' ').collect::<Vec<_>>()[..] {
                     ["CAPA"] => "+OK\r\nTOP\r\nPIPELINING\r\n.\r\n".to_owned(),
+                    ["PASS", ..] if self == Self::Busy => "-ERR [SYS/TEMP] later\r\n".to_owned(),
+                    ["PASS", ..] if self == Self::Expired => "-ERR your password has expired\r\n".to_owned(),
+                    _ if is_last && self == Self::Busy && line.ends_with("right") => {
+                        "P2 NO [UNAVAILABLE] later\r\n".to_owned()
+                    }
                     ["PASS", ..] if odd => "-ERR unknown command\r\n".to_owned(),
                     ["PASS", ..] if good => "+OK in\r\n".to_owned(),
                     ["PASS", ..] => "-ERR [AUTH] no\r\n".to_owned(),
@@ -261,6 +270,7 @@ impl Store {
         }
         match self {
             Self::HangsUp => return Ok(()),
+            Self::Says(answer) if answer.starts_with('*') => return pipe.write_all(answer.as_bytes()).await,
             Self::Says(answer) => pipe.write_all(format!("{tag} {answer}\r\n").as_bytes()).await?,
             Self::WrongHost => {
                 pipe.write_all(format!("{tag} NO LOGIN failed (wrong host)\r\n").as_bytes())
@@ -887,6 +897,125 @@ async fn logins_take_fewer_flights_where_the_server_is_known() {
     }
 }
 
+/// A password is said a few times at most, and a server called as often, however well it is known, and for nothing that
+/// it says is it known less.
+#[tokio::test(start_paused = true)]
+async fn a_known_server_that_takes_nobody_is_not_tried_more_often() {
+    for pop3 in [false, true] {
+        let flights: &Mutex<Vec<usize>> = Box::leak(Box::default());
+        let known = Arc::<mail_proxy::KnownServers>::default();
+        let server = |lies| Store::Listing { flights, pop3, lies };
+        let said = |text: &'static str, err: &'static str| if pop3 { err } else { text };
+        let mut expected = vec![if pop3 { 4 } else { 3 }, 1];
+        for (store, told, slow) in [
+            (server(Lie::No), said("a OK", "+OK in"), 0),
+            (server(Lie::No), said("a OK", "+OK in"), 0),
+            (server(Lie::Busy), said("a NO [UNAVAILABLE]", "-ERR [SYS/TEMP]"), 4),
+            (Store::Later(99, ""), said("a NO [UNAVAILABLE]", "-ERR [SYS/TEMP]"), 4),
+            (server(Lie::No), said("a OK", "+OK in"), 0),
+        ] {
+            let mut s = stage(Plan {
+                one: Some(store),
+                pop3,
+                known: known.clone(),
+                ..Plan::default()
+            });
+            s.expect(said("* OK", "+OK")).await;
+            match pop3 {
+                true => s.say("USER alice@a.example\r\nPASS right\r\n").await,
+                false => s.say("a LOGIN alice@a.example right\r\n").await,
+            }
+            if pop3 {
+                s.expect("+OK").await;
+            }
+            s.expect(told).await;
+            assert_eq!(s.connects.load(Ordering::Relaxed), slow.max(1), "{told}");
+        }
+        // The first one at once, the others slowly.
+        expected.extend(vec![1, 3, 3, 3]);
+        expected.push(1);
+        assert_eq!(*flights.lock().unwrap(), expected, "{pop3}");
+    }
+}
+
+/// What has another reason than that it was said at once does not make a server known for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_server_stays_known_after_failures_of_other_reasons() {
+    let delegated = STANDARD.encode("bob@a.example\0alice@a.example\0right");
+    for (pop3, first, login, told, between) in [
+        (
+            false,
+            Lie::No,
+            format!("a AUTHENTICATE PLAIN {delegated}\r\n"),
+            "a NO [UNAVAILABLE]",
+            &[2][..],
+        ),
+        (
+            true,
+            Lie::Expired,
+            "USER alice@a.example\r\nPASS right\r\n".to_owned(),
+            "-ERR your password has expired",
+            &[1, 3],
+        ),
+    ] {
+        let flights: &Mutex<Vec<usize>> = Box::leak(Box::default());
+        let known = Arc::<mail_proxy::KnownServers>::default();
+        let right = match pop3 {
+            true => "USER alice@a.example\r\nPASS right\r\n",
+            false => "a LOGIN alice@a.example right\r\n",
+        };
+        let taken = if pop3 { "+OK in" } else { "a OK in" };
+        for (lies, login, told) in [(Lie::No, right, taken), (first, &login, told), (Lie::No, right, taken)] {
+            let store = Store::Listing { flights, pop3, lies };
+            let mut s = stage(Plan {
+                one: Some(store),
+                two: Some(store),
+                pop3,
+                known: known.clone(),
+                ..Plan::default()
+            });
+            s.expect(if pop3 { "+OK" } else { "* OK" }).await;
+            s.say(login).await;
+            if pop3 {
+                s.expect("+OK").await;
+            }
+            s.expect(told).await;
+        }
+        let expected = [&[if pop3 { 4 } else { 3 }][..], between, &[1]].concat();
+        assert_eq!(*flights.lock().unwrap(), expected, "{pop3}");
+    }
+}
+
+/// One guess is one check: what a server says behind the password as its last word is its answer.
+#[tokio::test(start_paused = true)]
+async fn a_farewell_behind_the_password_is_an_answer() {
+    for (said, told, outcome) in [
+        (
+            "* BYE [AUTHENTICATIONFAILED] no\r\n",
+            "a NO [AUTHENTICATIONFAILED]",
+            Outcome::BadCredentials,
+        ),
+        (
+            "* BYE Authentication failed\r\n",
+            "a NO [AUTHENTICATIONFAILED]",
+            Outcome::BadCredentials,
+        ),
+        ("* BYE too many connections\r\n", "a NO [LIMIT]", Outcome::Limit),
+        ("* BYE shutting down\r\n", "a NO [UNAVAILABLE]", Outcome::Busy),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(Store::Says(said)),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say("a LOGIN alice@a.example right\r\n").await;
+        s.expect(told).await;
+        assert_eq!(s.connects.load(Ordering::Relaxed), 1, "{said}");
+        let records = s.ended().await;
+        assert_eq!(records[0].outcome, Some(outcome), "{said}");
+    }
+}
+
 /// A server that takes nobody at the moment is tried again before the client hears of it, a few times; a limit and a
 /// wrong password are answers.
 #[tokio::test(start_paused = true)]
@@ -898,6 +1027,8 @@ async fn a_server_that_is_busy_for_a_moment_is_tried_again() {
         (2, "", "* CAPABILITY", 3),
         (99, "NO [UNAVAILABLE] later\r\n", "a NO [UNAVAILABLE]", 4),
         (1, "NO [LIMIT] too many\r\n", "a NO [LIMIT]", 1),
+        (99, "", "a NO [UNAVAILABLE]", 4),
+        (1, "* BYE too many connections\r\n", "a NO [UNAVAILABLE]", 1),
         (1, "NO [AUTHENTICATIONFAILED] no\r\n", "a NO [AUTHENTICATIONFAILED]", 1),
     ] {
         let mut s = stage(Plan {

@@ -240,12 +240,15 @@ impl ImapDialogue {
     fn farewell(&self, text: &[u8]) -> UpstreamStep {
         let shown = printable(text);
         let words = shown.to_ascii_lowercase();
-        let refused = words.contains("too many") && says_failures(&words);
+        let is_limit = says_limit(&words) || has_code(text, "LIMIT");
+        let is_behind = matches!(self.state, State::Answer | State::IdThenAnswer | State::IdBehindAnswer);
         // Whoever sits in between could have said it.
         let referral = referred(text).filter(|_| !self.intro.starttls || self.state != State::Banner);
         UpstreamStep::Refused(match referral {
             Some(elsewhere) => elsewhere,
-            None if refused && self.state == State::Answer => Refusal::BadCredentials,
+            None if is_behind && says_wrong(text, &words) => Refusal::BadCredentials,
+            None if is_behind && is_limit => Refusal::Limit(shown),
+            None if is_behind || is_limit => Refusal::Ended(shown),
             None => Refusal::Temporary(shown),
         })
     }
@@ -282,7 +285,9 @@ impl ImapDialogue {
         if self.can.is_none() && !self.intro.slowly {
             let known = self.intro.known_for(&self.greeting).filter(|list| !list.is_empty());
             self.can = known.map(Capabilities::parse);
-            self.hurried = self.can.is_some();
+            // A list by which the login cannot be said at once is of no use, and may be another one by now.
+            self.hurried = self.can.is_some() && self.forbids().is_none() && self.can_at_once();
+            self.can = self.can.filter(|_| self.hurried);
         }
         let Some(id) = self.id_command() else {
             return self.begin(out);
@@ -642,6 +647,13 @@ pub(super) fn code(text: &[u8]) -> Option<&str> {
 pub(super) fn has_code(text: &[u8], name: &str) -> bool {
     let first = code(text).and_then(|code| code.split(' ').next());
     first.is_some_and(|first| first.eq_ignore_ascii_case(name))
+}
+
+/// Whether a BYE behind a password says that it was wrong. The words are in lower case.
+fn says_wrong(text: &[u8], words: &str) -> bool {
+    let codes = ["AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED"];
+    let has_enough = words.contains("too many") && says_failures(words);
+    has_enough || says_bad_credentials(words) || codes.iter().any(|code| has_code(text, code))
 }
 
 /// What a server means by NO. Codes: RFC 5530; texts and REFERRAL: MAIL §3.6.

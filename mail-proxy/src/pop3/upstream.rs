@@ -85,7 +85,7 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::Stls, _) => Some(broken(NO_STARTTLS)),
             (_, Indicator::Other) => Some(broken("neither +OK nor -ERR")),
             (State::Banner, Indicator::Ok) => self.greeted(line, out),
-            (State::Banner, Indicator::Err) => Some(UpstreamStep::Refused(Refusal::Temporary(printable(line)))),
+            (State::Banner, Indicator::Err) => Some(UpstreamStep::Refused(turned_away(line))),
             // Any answer will do: it is an offer, and the login decides.
             (State::Xoip, Indicator::Ok | Indicator::Err) if self.hurried => {
                 self.state = State::User;
@@ -350,6 +350,14 @@ impl Indicator {
             b"+" => Self::Invitation,
             _ => Self::Other,
         }
+    }
+}
+
+/// What a server means by -ERR instead of a greeting.
+fn turned_away(line: &[u8]) -> Refusal {
+    match refusal(line) {
+        Refusal::Limit(shown) => Refusal::Ended(shown),
+        _ => Refusal::Temporary(printable(line)),
     }
 }
 
