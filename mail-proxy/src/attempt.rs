@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mail_directory::{Secret, names};
-use route_cache::{HoldMoment, Lookup, ReferredRoute, Route, RouteError, Subject, Tier, UpstreamTls};
+use route_cache::{Blocker, HoldMoment, Lookup, ReferredRoute, Route, RouteError, Subject, Tier, UpstreamTls};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -24,7 +24,7 @@ use crate::machine::{Accepted, IdFields, Introduction, UpstreamMachine, Upstream
 use crate::proto::Protocol;
 use crate::referral::Referral;
 use crate::scratch::read_with;
-use crate::server_refusal::{NOT_UNDERSTOOD, Refusal, says_too_long};
+use crate::server_refusal::{BINDS, NO_EXCHANGE, NOT_UNDERSTOOD, Refusal, says_too_long};
 use crate::server_rules::{Announcement, Tell};
 use crate::throttle::{Answered, Claim, LoginChannel, PasswordMark, Ticket};
 use crate::{imap, pop3};
@@ -251,6 +251,8 @@ struct Tries {
     /// How often one server was tried again. It is counted for the whole login: a password must not be said more often
     /// because there is more than one server to say it to.
     again: usize,
+    /// The account that the client's certificate is good for.
+    certified: Option<Arc<str>>,
 }
 
 /// Why one try at one server failed.
@@ -305,6 +307,7 @@ impl Tries {
             referred_by: None,
             place: None,
             again: 0,
+            certified: None,
         }
     }
 
@@ -428,16 +431,36 @@ impl Tries {
         let Some((own, account)) = own else {
             return Err(LoginFailure::NotOfCertificate(NO_ACCOUNT.to_owned()));
         };
-        if credentials.user.is_empty() {
-            self.record.user = Some(own.user.clone());
-            return Ok(own);
-        }
-        match self.env.routes.route(&self.facts.lookup(credentials)).await {
-            Ok(route) if route.account == account => Ok(credentials.clone()),
-            Ok(_) | Err(RouteError::UnknownUser) => Err(LoginFailure::NotOfCertificate(format!(
-                "the certificate is that of {account}"
-            ))),
-            Err(error) => Err(no_route(error)),
+        let named = match credentials.user.is_empty() {
+            true => own,
+            false => match self.env.routes.route(&self.facts.lookup(credentials)).await {
+                Ok(route) if route.account == account => credentials.clone(),
+                Ok(_) | Err(RouteError::UnknownUser) => return Err(not_of(&account)),
+                Err(error) => return Err(no_route(error)),
+            },
+        };
+        self.record.user = Some(named.user.clone());
+        self.may_log_in(&account).await?;
+        self.certified = Some(account);
+        Ok(named)
+    }
+
+    /// Whether the directory lets the account log in. A mailbox server need not ask that for a master user; whoever has a
+    /// password is asked about by it.
+    async fn may_log_in(&mut self, account: &str) -> Result<(), LoginFailure> {
+        let blockers = self.env.routes.account_blockers(account, self.facts.protocol.service());
+        let text = self.env.settings.hold_text.clone();
+        match blockers.await.map_err(no_route)?.into_iter().next() {
+            None => Ok(()),
+            Some(Blocker::Status(status)) => {
+                let why = format!("zimbraAccountStatus is {status}");
+                Err(match status == "maintenance" {
+                    true => LoginFailure::Held { text, why },
+                    false => LoginFailure::NotOfCertificate(why),
+                })
+            }
+            Some(Blocker::ServiceDisabled(flag)) => Err(LoginFailure::NotOfCertificate(format!("{flag} is FALSE"))),
+            Some(other) => Err(LoginFailure::NotOfCertificate(other.to_string())),
         }
     }
 
@@ -835,6 +858,10 @@ impl Tries {
     ) -> Result<(BoxStream, Accepted), TryFailure> {
         self.record.phase = None;
         self.greets.send_replace(None);
+        // Names change their owners while a login is under way.
+        if let Some(account) = self.certified.as_ref().filter(|account| **account != route.account) {
+            return Err(TryFailure::Final(not_of(account)));
+        }
         let by_master = match &credentials.proof {
             Proof::Certificate => Some(self.by_master(route, credentials).map_err(TryFailure::Final)?),
             _ => None,
@@ -879,7 +906,15 @@ impl Tries {
                 return TryFailure::Hurried(LoginFailure::UpstreamDown(SILENT.to_owned()), at);
             }
             let long = credentials.has_long_password() && machine.phase() == "login";
+            // A client that has proved nothing may have caused it, and could do so for every name.
+            let unproved = matches!(credentials.proof, Proof::Exchange(_)) && !self.conversation.begun;
             match unanswered {
+                Unanswered::Refused(Refusal::Broken(why)) if unproved && is_of_exchange(machine.phase(), why) => {
+                    TryFailure::Doubtful(LoginFailure::ExchangeNotBorne(why.to_owned()))
+                }
+                Unanswered::Gone if unproved && machine.phase() == "login" => {
+                    TryFailure::Again(LoginFailure::ExchangeNotBorne(CLOSED.to_owned()))
+                }
                 Unanswered::Gone if long => TryFailure::Again(LoginFailure::PasswordNotBorne(CLOSED.to_owned())),
                 Unanswered::Refused(refusal) if long => not_borne(refusal),
                 // It is not the client that it does not know.
@@ -1033,10 +1068,16 @@ fn answered(result: &Result<(BoxStream, Accepted), LoginFailure>) -> Answered {
             LoginFailure::BadCredentials
             | LoginFailure::UnknownUser
             | LoginFailure::NotAllowed(_)
-            | LoginFailure::PasswordNotBorne(_),
+            | LoginFailure::PasswordNotBorne(_)
+            | LoginFailure::ExchangeNotBorne(_),
         ) => Answered::Wrong,
         Err(_) => Answered::Unknown,
     }
+}
+
+/// Why a client with a certificate is not let into another mailbox.
+fn not_of(account: &str) -> LoginFailure {
+    LoginFailure::NotOfCertificate(format!("the certificate is that of {account}"))
 }
 
 /// Why there is no route, for the login.
@@ -1088,6 +1129,11 @@ fn not_borne(refusal: Refusal) -> TryFailure {
         other => return failure(other),
     };
     TryFailure::Doubtful(LoginFailure::PasswordNotBorne(why))
+}
+
+/// Whether a server that has broken off with an exchange has done so because of the client's message or mechanism.
+fn is_of_exchange(phase: &str, why: &str) -> bool {
+    phase == "login" || [BINDS, NO_EXCHANGE].contains(&why)
 }
 
 /// Why a mailbox server did not take a login.

@@ -40,6 +40,9 @@ pub enum LoginFailure {
     /// The mailbox server broke off at a long password. Told in the words of bad credentials: a name without
     /// account never has this effect.
     PasswordNotBorne(String),
+    /// The mailbox server broke off an exchange before the client had proved anything. Told in the words of bad
+    /// credentials, for the same reason.
+    ExchangeNotBorne(String),
     /// The account is held, for a reason of administrators; the client is told something else.
     Held {
         /// What the client is told.
@@ -80,7 +83,7 @@ impl LoginFailure {
             Self::UnknownUser => Outcome::UnknownUser,
             Self::Held { .. } => Outcome::Held,
             Self::NoRoute(_) | Self::NotAllowed(_) => Outcome::NoRoute,
-            Self::UpstreamDown(_) => Outcome::UpstreamDown,
+            Self::UpstreamDown(_) | Self::ExchangeNotBorne(_) => Outcome::UpstreamDown,
             Self::DirectoryDown(_) => Outcome::DirectoryDown,
             Self::Ended(_) => Outcome::Ended,
             Self::Withdrawn => Outcome::ClientGone,
@@ -96,6 +99,7 @@ impl LoginFailure {
             | Self::NotAllowed(_)
             | Self::NotOfCertificate(_)
             | Self::PasswordNotBorne(_)
+            | Self::ExchangeNotBorne(_)
             | Self::Refused(_) => true,
             Self::Limit(_)
             | Self::TooManySessions(_)
@@ -151,6 +155,7 @@ impl LoginFailure {
             | Self::NotAllowed(why)
             | Self::NotOfCertificate(why)
             | Self::PasswordNotBorne(why)
+            | Self::ExchangeNotBorne(why)
             | Self::Refused(why)
             | Self::Limit(why)
             | Self::Busy(why)
@@ -168,7 +173,8 @@ impl LoginFailure {
             | Self::UnknownUser
             | Self::NotAllowed(_)
             | Self::NotOfCertificate(_)
-            | Self::PasswordNotBorne(_) => format!("NO [AUTHENTICATIONFAILED] {command} failed"),
+            | Self::PasswordNotBorne(_)
+            | Self::ExchangeNotBorne(_) => format!("NO [AUTHENTICATIONFAILED] {command} failed"),
             Self::Refused(text) => format!("NO {}", one_line(without_status(text))),
             Self::Limit(text) => format!("NO {}", with_code("LIMIT", text)),
             Self::TooManySessions(_) => format!("NO [LIMIT] {TOO_MANY_SESSIONS}"),
@@ -189,7 +195,8 @@ impl LoginFailure {
             | Self::UnknownUser
             | Self::NotAllowed(_)
             | Self::NotOfCertificate(_)
-            | Self::PasswordNotBorne(_) => "-ERR [AUTH] LOGIN failed".to_owned(),
+            | Self::PasswordNotBorne(_)
+            | Self::ExchangeNotBorne(_) => "-ERR [AUTH] LOGIN failed".to_owned(),
             Self::Refused(text) => format!("-ERR {}", one_line(without_status(text))),
             Self::Limit(text) | Self::Busy(text) => format!("-ERR {}", with_code("SYS/TEMP", text)),
             Self::TooManySessions(_) => format!("-ERR [IN-USE] {TOO_MANY_SESSIONS}"),
@@ -255,6 +262,7 @@ mod tests {
         check(LoginFailure::BadCredentials, imap, pop3);
         check(LoginFailure::UnknownUser, imap, pop3);
         check(LoginFailure::PasswordNotBorne("it closed".into()), imap, pop3);
+        check(LoginFailure::ExchangeNotBorne("it closed".into()), imap, pop3);
         check(
             LoginFailure::NotAllowed("10.0.0.1 is not in 192.0.2.0/24".into()),
             imap,

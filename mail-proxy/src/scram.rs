@@ -17,6 +17,9 @@ use crate::gs2::{Gs2Header, sasl_name};
 /// Octets of a message. With names and nonces of any sane length they have some hundred.
 pub(crate) const MAX_MESSAGE: usize = 2048;
 
+/// Octets of a client's nonce. Clients draw some dozens; a server's message holds it once more, and must stay a message.
+const MAX_NONCE: usize = 256;
+
 /// The first message of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientFirst {
@@ -50,7 +53,7 @@ impl ClientFirst {
         let mut parts = bare.split(|&byte| byte == b',');
         let user = sasl_name(parts.next()?.strip_prefix(b"n=")?)?;
         let nonce = parts.next()?.strip_prefix(b"r=")?;
-        (is_nonce(nonce) && is_one_line(bare)).then(|| (nonce.to_vec(), (user, authzid)))
+        (is_nonce(nonce) && nonce.len() <= MAX_NONCE && is_one_line(bare)).then(|| (nonce.to_vec(), (user, authzid)))
     }
 
     /// The message as the client sent it. It is signed by the proof, and goes on unchanged.
@@ -295,6 +298,7 @@ mod tests {
         assert!(first.could_bind());
         assert_eq!(first.nonce, b"ab!=c");
         assert_eq!((user, authzid), (b"al,ice".to_vec(), Some(b"bob".to_vec())));
+        client(&format!("n,,n=al,r={}", "a".repeat(MAX_NONCE)));
         for bad in [
             "n,,",
             "n,,n=al",
@@ -304,7 +308,8 @@ mod tests {
             "n,,r=a,n=al",
             "n,,n=al,r=a,x=\r\ny",
             "p=tls-exporter,,n=al,r=a",
-            &format!("n,,n=al,r={}", "a".repeat(MAX_MESSAGE)),
+            &format!("n,,n=al,r={}", "a".repeat(MAX_NONCE + 1)),
+            &format!("n,,n=al,r=a,x={}", "a".repeat(MAX_MESSAGE)),
         ] {
             assert_eq!(ClientFirst::parse(bad.as_bytes()), None, "{bad:?}");
         }

@@ -19,13 +19,13 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_directory::file::YamlDirectory;
-use mail_directory::{AccountBy, Directory, DirectoryError, Entry, System};
+use mail_directory::{AccountBy, Directory, DirectoryError, Entry, Secret, System};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
-    BoxStream, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle, Decoys, Drain,
-    LoginLimits, LoginSlot, Mechanism, Protocol, ProxyVersion, SessionEnv, Settings, StartTls, TlsFacts, Transport,
-    imap, pop3, serve,
+    BoxStream, CertificateNames, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle,
+    Decoys, Drain, LoginLimits, LoginSlot, Master, Mechanism, Protocol, ProxyVersion, SessionEnv, Settings, StartTls,
+    TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -42,14 +42,23 @@ accounts:
   alice@a.example: {zimbraMailHost: one.example, zimbraMailAlias: al@a.example}
   bob@a.example: {zimbraMailHost: two.example}
   lost@a.example: {zimbraMailHost: nowhere.example}
+  closed@a.example: {zimbraMailHost: one.example, zimbraAccountStatus: closed}
+  worked@a.example: {zimbraMailHost: one.example, zimbraAccountStatus: maintenance}
+  web@a.example: {zimbraMailHost: one.example, zimbraImapEnabled: FALSE}
+  far@a.example:
+    zimbraReverseProxyUseExternalRoute: TRUE
+    zimbraExternalImapHostname: two.example
+    zimbraExternalImapPort: 143
 ";
 
-/// The YAML directory, which can be told to be down, or that Alice has moved once it has been asked.
+/// The YAML directory, which can be told to be down, or that once it has been asked Alice has moved or given her alias to
+/// Bob.
 struct Fake {
     yaml: YamlDirectory,
     asked: AtomicUsize,
     down: bool,
     moves: bool,
+    gives_away: bool,
 }
 
 #[async_trait]
@@ -62,6 +71,9 @@ impl Directory for Fake {
         let before = self.asked.fetch_add(1, Ordering::Relaxed);
         if self.down {
             return Err(DirectoryError("connection refused by ldap7.internal".to_owned()));
+        }
+        if self.gives_away && before > 0 && *by == AccountBy::Name("al@a.example".to_owned()) {
+            return self.yaml.account(&AccountBy::Name("bob@a.example".to_owned())).await;
         }
         let entry = self.yaml.account(by).await?;
         Ok(entry.map(|entry| {
@@ -98,6 +110,10 @@ enum Store {
     Scram(u64),
     /// Answers the first message of SCRAM with this.
     ScramSays(&'static str),
+    /// The same without a tag, and hangs up.
+    ScramBreaks(&'static str),
+    /// Can bind SCRAM to the channel.
+    ScramBinds,
     /// Lists its capabilities only when asked, and takes any login whose password is `right`. The numbers of flights that
     /// its connections took are written down.
     Listing {
@@ -193,16 +209,7 @@ impl Transport for Network {
         _protocol: Protocol,
         _local: IpAddr,
     ) -> io::Result<(BoxStream, TlsFacts)> {
-        Ok((
-            stream,
-            TlsFacts {
-                cipher: "TLSv1.3 TEST".to_owned(),
-                sni: None,
-                alpn: None,
-                client_name: None,
-                certificate: None,
-            },
-        ))
+        Ok((stream, tls_facts()))
     }
 
     async fn connect(
@@ -245,11 +252,11 @@ impl Store {
         if let Self::Greets(words) = self {
             return pipe.write_all(words.as_bytes()).await;
         }
-        let scram = matches!(self, Self::Scram(_) | Self::ScramSays(_));
-        let can = if scram {
-            "SASL-IR AUTH=SCRAM-SHA-256"
-        } else {
-            "LITERAL+"
+        let scram = matches!(self, Self::Scram(_) | Self::ScramSays(_) | Self::ScramBreaks(_));
+        let can = match self {
+            Self::ScramBinds => "SASL-IR AUTH=SCRAM-SHA-256 AUTH=SCRAM-SHA-256-PLUS",
+            _ if scram => "SASL-IR AUTH=SCRAM-SHA-256",
+            _ => "LITERAL+",
         };
         pipe.write_all(format!("* OK [CAPABILITY IMAP4rev1 {can}] ready\r\n").as_bytes())
             .await?;
@@ -296,6 +303,9 @@ impl Store {
         let say = |text: &str| format!("+ {}\r\n", STANDARD.encode(text));
         if let Self::ScramSays(answer) = self {
             return pipe.write_all(format!("{tag} {answer}\r\n").as_bytes()).await;
+        }
+        if let Self::ScramBreaks(words) = self {
+            return pipe.write_all(words.as_bytes()).await;
         }
         if let Self::Scram(thinks) = self {
             tokio::time::sleep(Duration::from_millis(thinks)).await;
@@ -397,6 +407,9 @@ struct Plan {
     two: Option<Store>,
     down: bool,
     moves: bool,
+    gives_away: bool,
+    /// The name in the client's certificate, if it has shown one.
+    certificate: Option<&'static str>,
     pop3: bool,
     starttls: bool,
     /// Seconds that a failed login waits, if not ten.
@@ -407,6 +420,23 @@ struct Plan {
     known: Arc<mail_proxy::KnownServers>,
     /// How failed logins are judged, if not by default.
     throttle: Option<ThrottleSettings>,
+}
+
+fn tls_facts() -> TlsFacts {
+    TlsFacts {
+        cipher: "TLSv1.3 TEST".to_owned(),
+        sni: None,
+        alpn: None,
+        client_name: None,
+        certificate: None,
+    }
+}
+
+fn master() -> Master {
+    Master {
+        user: "portico".to_owned(),
+        password: Secret::new("right".to_owned()),
+    }
 }
 
 fn settings() -> Settings {
@@ -470,6 +500,7 @@ fn environment(
         asked: AtomicUsize::new(0),
         down: plan.down,
         moves: plan.moves,
+        gives_away: plan.gives_away,
     };
     let cache = route_cache::Settings {
         node: "proxy.example".to_owned(),
@@ -491,6 +522,7 @@ fn environment(
             auth_wait: Duration::from_secs(plan.wait.unwrap_or(10)),
             pass_errors: !plan.own_words,
             known: plan.known.clone(),
+            master: plan.certificate.map(|_| Arc::new(master())),
             ..settings()
         }),
         throttle: Arc::new(Throttle::new(plan.throttle.clone().unwrap_or_default())),
@@ -512,7 +544,13 @@ fn connection(plan: &Plan, stream: Near, handle: &Arc<ConnectionHandle>) -> Conn
             via: None,
             local: "198.51.100.1:143".parse().unwrap(),
         },
-        tls: None,
+        tls: plan.certificate.map(|name| TlsFacts {
+            certificate: Some(Arc::new(CertificateNames {
+                subject: format!("CN={name}"),
+                accounts: vec![name.to_owned()],
+            })),
+            ..tls_facts()
+        }),
         accepted: Instant::now(),
         handle: handle.clone(),
     };
@@ -543,7 +581,12 @@ impl Stage {
 
     /// Begins a login by SCRAM, and returns what the server says.
     async fn scram(&mut self, user: &str) -> String {
-        let first = STANDARD.encode(format!("n,,n={user},r=fyko"));
+        self.scram_with("n,,", user).await
+    }
+
+    /// The same with this header.
+    async fn scram_with(&mut self, header: &str, user: &str) -> String {
+        let first = STANDARD.encode(format!("{header}n={user},r=fyko"));
         self.say(&format!("a AUTHENTICATE SCRAM-SHA-256 {first}\r\n")).await;
         let said = line(&mut self.client).await.unwrap();
         let message = said.strip_prefix("+ ").unwrap_or_else(|| panic!("{said:?}"));
@@ -1685,12 +1728,22 @@ async fn an_exchange_is_relayed() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_exchange_does_not_tell_which_accounts_exist() {
     let mut seen = Vec::new();
-    for (user, store) in [
-        ("alice@a.example", Store::Scram(0)),
-        ("alice@a.example", Store::Scram(200)),
-        ("alice@a.example", Store::ScramSays("NO [AUTHENTICATIONFAILED] no such")),
-        ("alice@a.example", Store::ScramSays("NO LOGIN failed")),
-        ("nobody@a.example", Store::Scram(0)),
+    let (bad, down) = (Outcome::BadCredentials, Outcome::UpstreamDown);
+    for (user, store, expected) in [
+        ("alice@a.example", Store::Scram(0), bad),
+        ("alice@a.example", Store::Scram(200), bad),
+        (
+            "alice@a.example",
+            Store::ScramSays("NO [AUTHENTICATIONFAILED] no such"),
+            bad,
+        ),
+        ("alice@a.example", Store::ScramSays("NO LOGIN failed"), bad),
+        ("alice@a.example", Store::ScramSays("BAD what?"), down),
+        ("alice@a.example", Store::ScramBreaks("+ cj1meWtv\r\n"), down),
+        ("alice@a.example", Store::ScramBreaks(""), down),
+        ("alice@a.example", Store::ScramBinds, down),
+        ("alice@a.example", Store::Good, down),
+        ("nobody@a.example", Store::Scram(0), Outcome::UnknownUser),
     ] {
         let mut s = stage(Plan {
             one: Some(store),
@@ -1698,7 +1751,7 @@ async fn a_failed_exchange_does_not_tell_which_accounts_exist() {
         });
         s.expect("* OK").await;
         let begun = Instant::now();
-        let first = s.scram(user).await;
+        let first = s.scram_with("y,,", user).await;
         let form: Vec<(usize, &str)> = first.split(',').map(|part| (part.len(), &part[..2])).collect();
         let at = begun.elapsed();
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -1708,17 +1761,65 @@ async fn a_failed_exchange_does_not_tell_which_accounts_exist() {
         seen.push((format!("{form:?}"), at, end, proved.elapsed()));
         let records = s.ended().await;
         assert_eq!(records[0].mechanism, Some("SCRAM-SHA-256"));
-        let expected = if user.starts_with("nobody") {
-            Outcome::UnknownUser
-        } else {
-            Outcome::BadCredentials
-        };
         assert_eq!(records[0].outcome, Some(expected));
     }
     assert!(seen.iter().all(|one| *one == seen[0]), "{seen:#?}");
     let (_, at, end, after) = &seen[0];
     assert_eq!(end, "a NO [AUTHENTICATIONFAILED] AUTHENTICATE failed");
     assert_eq!((at.as_millis(), after.as_secs()), (250, 10));
+}
+
+/// A client with a certificate, and what it hears with this plan: the answer, how many servers were called, and why.
+async fn certified(name: &'static str, plan: Plan) -> (String, usize, Option<String>) {
+    let mut s = stage(Plan {
+        certificate: Some(name),
+        ..plan
+    });
+    s.expect("* OK").await;
+    s.say("a AUTHENTICATE EXTERNAL =\r\n").await;
+    let answer = line(&mut s.client).await.unwrap();
+    let connects = s.connects.load(Ordering::Relaxed);
+    (answer, connects, s.ended().await.swap_remove(0).why)
+}
+
+const NOT_CERTIFIED: &str = "a NO [AUTHENTICATIONFAILED] AUTHENTICATE failed";
+
+/// Names change their owners while a login is under way, and the master opens any mailbox.
+#[tokio::test(start_paused = true)]
+async fn a_certificate_opens_no_other_mailbox_after_a_second_look() {
+    let plan = Plan {
+        one: Some(Store::Refuses),
+        gives_away: true,
+        ..Plan::default()
+    };
+    let (answer, connects, why) = certified("al@a.example", plan).await;
+    assert_eq!((answer.as_str(), connects), (NOT_CERTIFIED, 1));
+    assert_eq!(why.as_deref(), Some("the certificate is that of alice@a.example"));
+}
+
+/// A mailbox server need not look at the account of a master user's login.
+#[tokio::test(start_paused = true)]
+async fn a_certificate_opens_no_account_that_is_closed() {
+    for (name, wanted, wanted_why) in [
+        ("closed@a.example", NOT_CERTIFIED, "zimbraAccountStatus is closed"),
+        ("web@a.example", NOT_CERTIFIED, "zimbraImapEnabled is FALSE"),
+        (
+            "worked@a.example",
+            "a NO [UNAVAILABLE] held",
+            "zimbraAccountStatus is maintenance",
+        ),
+        (
+            "far@a.example",
+            "a NO [UNAVAILABLE] service temporarily unavailable, please try again later",
+            "an external server has no master user of ours",
+        ),
+    ] {
+        let (answer, connects, why) = certified(name, Plan::default()).await;
+        assert_eq!((answer.as_str(), connects), (wanted, 0), "{name}");
+        assert_eq!(why.as_deref(), Some(wanted_why), "{name}");
+    }
+    let (_, connects, _) = certified("alice@a.example", Plan::default()).await;
+    assert_ne!(connects, 0);
 }
 
 /// A failure counts for the account, and each as one: nobody here knows whether it was the same password.

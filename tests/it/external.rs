@@ -162,6 +162,19 @@ fn a_certificate_is_that_of_one_account() -> Result<()> {
     })
 }
 
+/// Set up as the handbook says, the mailbox server looks at the user behind the master, too.
+#[test]
+fn a_user_whom_the_server_refuses_is_refused() -> Result<()> {
+    play_external(|scene, shown| {
+        let alice = scene.town.person("alice")?.name.clone();
+        scene.town.stores[0].dovecot.add_to_user(&alice, "nologin")?;
+        let mut imap = imaps(scene, &shown.alice)?;
+        let said = imap.imap("q1 AUTHENTICATE EXTERNAL =")?.join(" ");
+        ensure!(said.contains("q1 NO "), "{said}");
+        Ok(())
+    })
+}
+
 /// What is wrong with the master is not the client's fault.
 #[test]
 fn a_server_without_the_master_is_an_outage() -> Result<()> {

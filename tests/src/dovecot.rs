@@ -137,11 +137,11 @@ impl Dovecot {
         ])
     }
 
-    /// Starts it again so that it lets a master user into every mailbox.
+    /// Starts it again so that it lets a master user into every mailbox whose user may log in.
     pub fn take_master(&mut self, master: &Login) -> Result<()> {
         self.change_master(master)?;
         let passdb = format!(
-            "passdb {{\n  driver = passwd-file\n  master = yes\n  args = {}\n}}\npassdb {{\n  driver = passwd-file\n",
+            "passdb {{\n  driver = passwd-file\n  master = yes\n  pass = yes\n  args = {}\n}}\npassdb {{\n  driver = passwd-file\n",
             self.dir.join("masters").display()
         );
         self.set(&[("passdb {\n  driver = passwd-file\n", &passdb)])

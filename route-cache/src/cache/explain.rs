@@ -231,6 +231,20 @@ impl RouteCache {
         }
     }
 
+    /// What the directory says now against logins of an account, by its canonical name: its status, or that it may not
+    /// use the service. Nothing where lookup services know the accounts, or where there is no entry.
+    ///
+    /// # Errors
+    /// The directory cannot be asked.
+    pub async fn account_blockers(&self, account: &str, service: Service) -> Result<Vec<Blocker>, RouteError> {
+        let Source::Directory(directory) = &self.source else {
+            return Ok(Vec::new());
+        };
+        let system = self.directory.system();
+        let entry = placement::entry(&**directory, &system, &Key::Name(account.into())).await?;
+        Ok(entry.map_or_else(Vec::new, |entry| account_blockers(service, &entry, &system)))
+    }
+
     /// Forgets an account under every name and id that memory or the directory knows of it, here and in the shared
     /// cache, and says what that was.
     ///
