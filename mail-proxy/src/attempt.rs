@@ -862,6 +862,9 @@ impl Tries {
         if let Some(account) = self.certified.as_ref().filter(|account| **account != route.account) {
             return Err(TryFailure::Final(not_of(account)));
         }
+        if matches!(credentials.proof, Proof::Exchange(_)) && !says_own_name(credentials, route) {
+            return Err(TryFailure::Final(LoginFailure::UnknownUser));
+        }
         let by_master = match &credentials.proof {
             Proof::Certificate => Some(self.by_master(route, credentials).map_err(TryFailure::Final)?),
             _ => None,
@@ -1073,6 +1076,17 @@ fn answered(result: &Result<(BoxStream, Accepted), LoginFailure>) -> Answered {
         ) => Answered::Wrong,
         Err(_) => Answered::Unknown,
     }
+}
+
+/// Whether a server to which the name goes as it was typed finds the same account under it as we do.
+fn says_own_name(credentials: &Credentials, route: &Route) -> bool {
+    let Credentials {
+        user,
+        authenticating_as,
+        ..
+    } = credentials;
+    let is_own = names::account(user) == *route.account || *user == *route.login;
+    is_own && authenticating_as.as_ref().is_none_or(|name| name.contains('@'))
 }
 
 /// Why a client with a certificate is not let into another mailbox.

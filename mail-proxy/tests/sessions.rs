@@ -1702,7 +1702,7 @@ async fn an_exchange_is_relayed() {
         ..Plan::default()
     });
     s.expect("* OK").await;
-    let first = s.scram("al").await;
+    let first = s.scram("Alice@a.example").await;
     assert_eq!(
         first,
         format!("r=fyko{},s=QSXCR+Q6sek8bf92QSXCRA==,i=4096", "x".repeat(64))
@@ -1720,7 +1720,7 @@ async fn an_exchange_is_relayed() {
     );
     assert_eq!(
         (login.user.as_deref(), login.account.as_deref()),
-        (Some("al"), Some("alice@a.example"))
+        (Some("Alice@a.example"), Some("alice@a.example"))
     );
 }
 
@@ -1743,6 +1743,8 @@ async fn a_failed_exchange_does_not_tell_which_accounts_exist() {
         ("alice@a.example", Store::ScramBreaks(""), down),
         ("alice@a.example", Store::ScramBinds, down),
         ("alice@a.example", Store::Good, down),
+        ("al@a.example", Store::Scram(0), Outcome::UnknownUser),
+        ("alice", Store::Scram(0), Outcome::UnknownUser),
         ("nobody@a.example", Store::Scram(0), Outcome::UnknownUser),
     ] {
         let mut s = stage(Plan {
