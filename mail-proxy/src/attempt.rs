@@ -891,11 +891,19 @@ impl Tries {
         introduction.slowly = slowly;
         let mut machine = self.machine(introduction);
         let limit = self.env.settings.upstream_login;
-        let talk = self.talk(&mut server, machine.as_mut(), called + GREETING, credentials, route);
+        let waits = Waits {
+            greeting: called + GREETING,
+            // A password that was said twice because the server thinks would count twice there.
+            overlap: (!self.env.settings.known.keeps_up(&at)).then_some(OVERLAP),
+        };
+        let talk = self.talk(&mut server, machine.as_mut(), waits, credentials, route);
         let answer = timeout(limit, talk).await.unwrap_or(Err(Unanswered::Silent));
         self.record.ms_login = Some(self.took(Phase::Login, begun));
         if let Some(heard) = machine.heard() {
             self.env.settings.known.note(&at, heard);
+        }
+        if answer.is_ok() && machine.hurried() {
+            self.env.settings.known.kept_up(&at);
         }
         self.sent_on = None;
         let taken = answer.map(|mut accepted| {
@@ -951,14 +959,17 @@ impl Tries {
         &mut self,
         server: &mut BoxStream,
         machine: &mut dyn UpstreamMachine,
-        greeting: Instant,
+        waits: Waits,
         credentials: &Credentials,
         route: &Route,
     ) -> Result<Accepted, Unanswered> {
         // It holds the password: room for the longest dialogue, so that no copy is left behind by growing, and wiped.
         let mut out = Vec::with_capacity(MAX_SAID);
-        let mut step = first_words(server, machine, &mut out, greeting).await?;
-        self.greets.send_replace(Some(Instant::now()));
+        let mut step = first_words(server, machine, &mut out, waits.greeting).await?;
+        // Nothing was said of a login before TLS: who is silent there is down, and does not think.
+        if machine.phase() != "starttls" {
+            self.greets.send_replace(Some(Instant::now()));
+        }
         loop {
             if !out.is_empty() {
                 server.write_all(&out).await.map_err(|_| Unanswered::Gone)?;
@@ -967,15 +978,21 @@ impl Tries {
                 out.clear();
             }
             step = match step {
-                UpstreamStep::NeedInput if machine.is_overlapping() => {
-                    let heard = timeout(OVERLAP, hear(server, machine, &mut out)).await;
-                    heard.unwrap_or(Err(Unanswered::Dropped))?
+                UpstreamStep::NeedInput if machine.phase() == "starttls" => {
+                    first_words(server, machine, &mut out, waits.greeting).await?
                 }
-                UpstreamStep::NeedInput => hear(server, machine, &mut out).await?,
+                UpstreamStep::NeedInput => match waits.overlap.filter(|_| machine.is_overlapping()) {
+                    Some(overlap) => {
+                        let heard = timeout(overlap, hear(server, machine, &mut out)).await;
+                        heard.unwrap_or(Err(Unanswered::Dropped))?
+                    }
+                    None => hear(server, machine, &mut out).await?,
+                },
                 UpstreamStep::StartTls => {
                     let clear = std::mem::replace(server, Box::new(tokio::io::empty()));
                     let secured = self.env.transport.secure(clear, route).await;
                     *server = secured.map_err(Unanswered::Unsafe)?;
+                    self.greets.send_replace(Some(Instant::now()));
                     machine.secured(&mut out)
                 }
                 UpstreamStep::Challenge(message) => {
@@ -1148,6 +1165,14 @@ fn not_borne(refusal: Refusal) -> TryFailure {
 /// Whether a server that has broken off with an exchange has done so because of the client's message or mechanism.
 fn is_of_exchange(phase: &str, why: &str) -> bool {
     phase == "login" || [BINDS, NO_EXCHANGE].contains(&why)
+}
+
+/// What a mailbox server is given before its silence is taken for something else.
+struct Waits {
+    /// When it must have greeted, and agreed to TLS.
+    greeting: Instant,
+    /// How long it may take for an answer that needs no thought; `None`: as long as for a login.
+    overlap: Option<Duration>,
 }
 
 /// Why a mailbox server did not take a login.

@@ -24,12 +24,19 @@ pub struct KnownServer {
 
 /// The servers that have been heard.
 #[derive(Debug, Default)]
-pub struct KnownServers(Mutex<HashMap<Box<str>, KnownServer>>);
+pub struct KnownServers(Mutex<HashMap<Box<str>, Known>>);
+
+#[derive(Debug)]
+struct Known {
+    server: KnownServer,
+    /// A login that was said at once has been taken.
+    keeps_up: bool,
+}
 
 impl KnownServers {
     /// What is known of the server at this address, in this kind of connection.
     pub(crate) fn of(&self, address: &str) -> Option<KnownServer> {
-        self.0.lock().get(address).cloned()
+        self.0.lock().get(address).map(|known| known.server.clone())
     }
 
     /// Notes what it has said now. One that is known for nothing stays so while it greets alike.
@@ -38,20 +45,41 @@ impl KnownServers {
             return;
         }
         let mut servers = self.0.lock();
-        let known = servers.get(address);
-        if known.is_some_and(|known| known.capabilities.is_empty() && known.greeting == heard.greeting) {
+        let known = servers.get(address).map(|known| &known.server);
+        let is_old = |known: &KnownServer| known.capabilities.is_empty() && known.greeting == heard.greeting;
+        if known.is_some_and(|known| *known == heard || is_old(known)) {
             return;
         }
         if servers.len() >= SERVERS && !servers.contains_key(address) {
             servers.clear();
         }
-        servers.insert(address.into(), heard);
+        let keeps_up = false;
+        servers.insert(
+            address.into(),
+            Known {
+                server: heard,
+                keeps_up,
+            },
+        );
+    }
+
+    /// Whether it is known to take logins that are said at once: when it is silent, it thinks.
+    pub(crate) fn keeps_up(&self, address: &str) -> bool {
+        self.0.lock().get(address).is_some_and(|known| known.keeps_up)
+    }
+
+    /// Notes that it has taken one.
+    pub(crate) fn kept_up(&self, address: &str) {
+        if let Some(known) = self.0.lock().get_mut(address) {
+            known.keeps_up = true;
+        }
     }
 
     /// Believes nothing more of what the server lists.
     pub(crate) fn distrust(&self, address: &str) {
         if let Some(known) = self.0.lock().get_mut(address) {
-            known.capabilities.clear();
+            known.server.capabilities.clear();
+            known.keeps_up = false;
         }
     }
 }

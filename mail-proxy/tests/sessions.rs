@@ -24,8 +24,8 @@ use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
     BoxStream, CertificateNames, Client, CloseReason, ConnectError, Connection, ConnectionFacts, ConnectionHandle,
-    Decoys, Drain, LoginLimits, LoginSlot, Master, Mechanism, Protocol, ProxyVersion, SessionEnv, Settings, StartTls,
-    TlsFacts, Transport, imap, pop3, serve,
+    Decoys, Drain, LoginLimits, LoginSlot, Master, Mechanism, Protocol, ProxyVersion, ServerRule, ServerRules,
+    SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
 use route_cache::{Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
@@ -98,6 +98,8 @@ enum Store {
     Refuses,
     /// Accepts, and never says a word.
     Frozen,
+    /// Greets, and never says a word more.
+    SilentBeforeTls,
     /// Hangs up in the middle of the login.
     HangsUp,
     /// Like a good one, but thinks for so many seconds.
@@ -139,6 +141,8 @@ enum Lie {
     HangsUp,
     /// It takes them, and nobody at the moment.
     Busy,
+    /// It takes them, and thinks for some seconds before it answers the first.
+    Pauses,
     /// It takes them, and the user must do something first.
     Expired,
 }
@@ -161,6 +165,9 @@ impl Lie {
             flights.lock().unwrap()[place] += 1;
             let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
             let is_hurried = text.contains("right\r\n") && (text.contains("ID (") || text.contains("USER "));
+            if self == Self::Pauses {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
             let mut answers = String::new();
             let lines: Vec<&str> = text.lines().collect();
             for (at, line) in lines.iter().enumerate() {
@@ -244,6 +251,10 @@ impl Transport for Network {
 impl Store {
     async fn run(self, mut pipe: DuplexStream) -> io::Result<()> {
         if matches!(self, Self::Frozen) {
+            return std::future::pending().await;
+        }
+        if matches!(self, Self::SilentBeforeTls) {
+            pipe.write_all(b"* OK ready\r\n").await?;
             return std::future::pending().await;
         }
         if let Self::Listing { flights, pop3, lies } = self {
@@ -418,6 +429,8 @@ struct Plan {
     own_words: bool,
     /// What is known of servers.
     known: Arc<mail_proxy::KnownServers>,
+    /// The mailbox servers must begin TLS with STARTTLS.
+    secures: bool,
     /// How failed logins are judged, if not by default.
     throttle: Option<ThrottleSettings>,
 }
@@ -523,6 +536,14 @@ fn environment(
             pass_errors: !plan.own_words,
             known: plan.known.clone(),
             master: plan.certificate.map(|_| Arc::new(master())),
+            servers: Arc::new(ServerRules {
+                rules: vec![ServerRule {
+                    name: "*".to_owned(),
+                    tell: None,
+                    starttls: Some(plan.secures),
+                }],
+                ..ServerRules::default()
+            }),
             ..settings()
         }),
         throttle: Arc::new(Throttle::new(plan.throttle.clone().unwrap_or_default())),
@@ -1027,6 +1048,51 @@ async fn a_server_stays_known_after_failures_of_other_reasons() {
         let expected = [&[if pop3 { 4 } else { 3 }][..], between, &[1]].concat();
         assert_eq!(*flights.lock().unwrap(), expected, "{pop3}");
     }
+}
+
+/// A server that has taken one login at once is not told another one again because it thinks: a wrong password would
+/// count twice there.
+#[tokio::test(start_paused = true)]
+async fn a_known_server_that_thinks_hears_the_password_once() {
+    let flights: &Mutex<Vec<usize>> = Box::leak(Box::default());
+    let known = Arc::<mail_proxy::KnownServers>::default();
+    for (lies, password, told) in [
+        (Lie::No, "right", "a OK in"),
+        (Lie::No, "right", "a OK in"),
+        (Lie::Pauses, "not right", "a NO [AUTHENTICATIONFAILED]"),
+        (Lie::Pauses, "right", "a OK in"),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(Store::Listing {
+                flights,
+                pop3: false,
+                lies,
+            }),
+            known: known.clone(),
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.say(&format!("a LOGIN alice@a.example \"{password}\"\r\n")).await;
+        s.expect(told).await;
+    }
+    assert_eq!(*flights.lock().unwrap(), [3, 1, 1, 1]);
+}
+
+/// A server that does not begin TLS has not heard the password, so this is no failure of it.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_silent_before_tls_is_down() {
+    let mut s = stage(Plan {
+        one: Some(Store::SilentBeforeTls),
+        wait: Some(2),
+        secures: true,
+        ..Plan::default()
+    });
+    s.expect("* OK").await;
+    s.say("a LOGIN alice@a.example right\r\n").await;
+    s.expect("a NO [UNAVAILABLE]").await;
+    let records = s.ended().await;
+    assert_eq!(records[0].outcome, Some(Outcome::UpstreamDown));
+    assert_eq!(records[0].phase, Some("starttls"));
 }
 
 /// One guess is one check: what a server says behind the password as its last word is its answer.
