@@ -83,9 +83,8 @@ impl ConfigReader {
             .and_then(|node| node.bool(&mut self.problems));
         let file = section.take("account_key_file");
         let path = file.as_ref().and_then(|node| node.path_buf(&mut self.problems));
-        if let (Some(node), Some(path)) = (file, &path) {
-            self.warn_if_open(node, path);
-        }
+        let path = path.unwrap_or_else(|| Path::new(ACCOUNT_KEY_FILE).to_owned());
+        self.warn_if_open(file.unwrap_or_else(|| section.node()), &path);
         let trust = self.service_trust(&mut section);
         let kinds = [
             ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
@@ -103,7 +102,7 @@ impl ConfigReader {
             directory_url: directory_url?,
             contact,
             accepts_terms: accepts_terms.unwrap_or(false),
-            account_key_file: path.unwrap_or_else(|| Path::new(ACCOUNT_KEY_FILE).to_owned()),
+            account_key_file: path,
             trust: trust?,
             key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
             domains: domains.unwrap_or(AcmeDomains::Marked),

@@ -74,8 +74,11 @@ impl ConfigReader {
         let asks = section.take("allow").and_then(|node| node.bool(&mut self.problems));
         let reports = section.take("report").and_then(|node| node.bool(&mut self.problems));
         // It must always prove its identity: it learns who logs in from where.
-        let trust = self.service_trust(&mut section);
-        let trust = trust.filter(|_| url.as_ref().is_some_and(|url| url.tls));
+        let trust = match url.as_ref().is_some_and(|url| url.tls) {
+            true => self.service_trust(&mut section),
+            // Nobody is to be known: what stands there has no effect.
+            false => section.take("ca_file").and(None),
+        };
         let hash_key = section.take("hash_key_file").and_then(|node| self.password(node));
         section.finish(&mut self.problems);
         Some(PolicyConfig {
@@ -165,6 +168,9 @@ mod tests {
             (policy_config.mode, policy_config.allows_on_failure, policy_config.asks),
             (Mode::DryRun, false, true)
         );
+        let (config, _) = policy("url: 'http://127.0.0.1/', ca_file: /none/ca.pem").unwrap();
+        assert!(config.throttle.policy.unwrap().trust.is_none());
+        assert!(policy("url: 'https://a.test/', ca_file: /none/ca.pem").is_err());
         let (_, warnings) = policy(&format!("url: 'http://a.test/', api_key_file: {good}")).unwrap();
         assert!(
             warnings.iter().any(|text| text.message.contains("clear text")),
