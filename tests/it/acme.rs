@@ -165,10 +165,25 @@ fn names_fail_alone(ldap: bool) -> Result<()> {
             ("who", "acme"),
             ("act", "domain d.example: certificate stored, private key stored"),
         ])?;
+        // It is tried again, and is still bad.
+        scene.portico.reload()?;
+        let refused = format!("{BAD} gets no certificate: ");
+        until("a second refusal", PATIENCE, || {
+            Ok((scene.portico.output().matches(&refused).count() >= 2).then_some(()))
+        })?;
         // Mended, and said so.
         pebble.find(BAD, true)?;
         scene.portico.reload()?;
         served(scene, &[MAIL, BAD, IMAP])?;
+        let issued = scene
+            .portico
+            .output()
+            .matches("acme: domain d.example: certificate stored")
+            .count();
+        assert_eq!(
+            issued, 2,
+            "the second try of the bad name has cost a certificate of the good ones"
+        );
         let (_, orders) = told(scene)?;
         assert_eq!(orders["names"].as_array().map(Vec::len), Some(1), "{orders}");
         if !ldap {

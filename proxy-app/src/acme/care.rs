@@ -174,7 +174,12 @@ impl DomainCare {
             _ => {}
         }
         let waits = self.names.values().map(|setback| setback.until);
-        let later = waits.chain(Some(renews)).filter(|later| *later > now).min();
+        let order = self.order.iter().map(|setback| setback.until);
+        let later = waits
+            .chain(order)
+            .chain(Some(renews))
+            .filter(|later| *later > now)
+            .min();
         Err(later.unwrap_or(i64::MAX))
     }
 }
@@ -193,7 +198,11 @@ impl CertificateCare {
             care.renews = ours.map(CurrentCertificate::renews);
             match care.due(domain, now) {
                 Ok(order) => orders.push(order),
-                Err(later) => next = next.min(later),
+                Err(later) => {
+                    next = next.min(later);
+                    // What it was for has come about otherwise, or is no longer wanted.
+                    care.order = care.order.filter(|setback| setback.until > now);
+                }
             }
             state.domains.insert(domain.name.clone(), care);
         }
@@ -226,10 +235,10 @@ impl CertificateCare {
     }
 
     /// A name was refused. Returns when it is tried again.
-    pub(crate) fn name_failed(&self, domain: &str, name: &str, why: &str, now: i64) -> i64 {
+    pub(crate) fn name_failed(&self, domain: &str, name: &str, why: &str, asked: Option<Duration>, now: i64) -> i64 {
         let mut state = self.0.lock();
         let names = &mut state.domains.entry(domain.to_owned()).or_default().names;
-        let setback = Setback::after(names.get(name), NAME_PAUSE, None, now, why.to_owned());
+        let setback = Setback::after(names.get(name), NAME_PAUSE, asked, now, why.to_owned());
         let until = setback.until;
         names.insert(name.to_owned(), setback);
         until
@@ -342,7 +351,7 @@ mod tests {
         let care = CertificateCare::default();
         let new = domain(&["bad", "good"], None);
         assert_eq!(names(&care, &new, NOW), ["bad", "good"]);
-        let until = care.name_failed("a.test", "bad", "no address", NOW);
+        let until = care.name_failed("a.test", "bad", "no address", None, NOW);
         assert_eq!(names(&care, &new, NOW), ["good"]);
         care.succeeded("a.test", &["good".to_owned()]);
         let served = domain(&["bad", "good"], Some(current(true, 80, &["good"])));
@@ -350,7 +359,7 @@ mod tests {
         assert_eq!(names(&care, &served, until), ["bad", "good"]);
         let mut pauses = vec![until - NOW];
         for _ in 0..10 {
-            pauses.push(care.name_failed("a.test", "bad", "no address", NOW) - NOW);
+            pauses.push(care.name_failed("a.test", "bad", "no address", None, NOW) - NOW);
         }
         assert!(
             (675..=1125).contains(&pauses[0]) && (1350..=2250).contains(&pauses[1]),
@@ -358,6 +367,9 @@ mod tests {
         );
         assert!(pauses.iter().all(|pause| *pause <= DAY * 5 / 4), "{pauses:?}");
         assert!(pauses[10] >= DAY * 3 / 4, "{pauses:?}");
+        let asked = Duration::from_secs(1_000_000);
+        let until = care.name_failed("a.test", "bad", "rateLimited", Some(asked), NOW);
+        assert_eq!(until, NOW + 1_000_000);
         // A name that is no longer wanted is forgotten.
         let _ = care.due(&[domain(&["good"], served.current)], NOW);
         assert!(care.all().1[0].1.names.is_empty());
@@ -398,7 +410,7 @@ mod tests {
             let domain = domain(&["bad", "good"], Some(current(true, left, &["bad", "good"])));
             let (orders, _) = care.due(std::slice::from_ref(&domain), NOW);
             assert_eq!(orders[0].kept.len(), if left == 29 { 2 } else { 0 });
-            care.name_failed("a.test", "bad", "no address", NOW);
+            care.name_failed("a.test", "bad", "no address", None, NOW);
             assert_eq!(names(&care, &domain, NOW), due, "{left}");
         }
     }
@@ -423,6 +435,22 @@ mod tests {
         assert_eq!(care.due(&new, until).0.len(), 1);
         care.authority_answers();
         assert_eq!(care.due(&new, NOW).0.len(), 1);
+    }
+
+    #[test]
+    fn a_failed_order_is_forgotten_when_nothing_is_due() {
+        let care = CertificateCare::default();
+        let _ = care.due(&[domain(&["a"], None)], NOW);
+        let until = care.order_failed("a.test", "not seen", None, NOW);
+        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
+        assert_eq!(
+            care.due(&served, NOW),
+            (Vec::new(), until),
+            "it is shown until its time"
+        );
+        assert!(care.all().1[0].1.order.is_some());
+        let _ = care.due(&served, until);
+        assert_eq!(care.all().1[0].1.order, None);
     }
 
     #[test]

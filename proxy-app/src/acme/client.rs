@@ -18,7 +18,7 @@ use crate::acme::account_key::{AccountKey, SignedBy, encode};
 use crate::acme::care::CurrentCertificate;
 use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
-use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState};
+use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState, plain};
 use crate::acme::request::CertificateRequest;
 use crate::config::{AcmeConfig, CertificateKeyKind};
 use crate::http::answers;
@@ -30,8 +30,12 @@ const HTTP_01: &str = "http-01";
 const NONCE_TRIES: usize = 8;
 /// Most nonces that are kept for further requests.
 const NONCES_MAX: usize = 16;
+/// Most certificates of a chain, the first one included.
+const CERTIFICATES_MAX: usize = 10;
 /// How long an authority may take to look at all names of an order, or to issue.
 const DECISION_WAIT: Duration = Duration::from_secs(120);
+/// Why there is no certificate when that has passed.
+const UNDECIDED: &str = "the authority has not decided in time";
 /// The first pause between two looks, and the longest one, unless the authority says otherwise.
 const LOOK_FIRST: Duration = Duration::from_millis(250);
 const LOOK_LAST: Duration = Duration::from_secs(10);
@@ -66,21 +70,32 @@ pub(crate) enum AcmeFailure {
     Authority { why: String, wait: Option<Duration> },
     /// This order cannot be completed.
     Order { why: String, wait: Option<Duration> },
-    /// These names are refused, each with its reason; the others could have been served.
-    Names(Vec<(String, String)>),
+    /// These names are refused; the others could have been served.
+    Names(Vec<RefusedName>),
+}
+
+/// A name for which there is no certificate.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RefusedName {
+    /// In lower case.
+    pub name: String,
+    /// The reason.
+    pub why: String,
+    /// The pause that the authority asks for.
+    pub wait: Option<Duration>,
 }
 
 impl AcmeFailure {
     fn authority(why: impl Into<String>) -> Self {
         Self::Authority {
-            why: why.into(),
+            why: plain(&why.into()),
             wait: None,
         }
     }
 
     fn order(why: impl Into<String>) -> Self {
         Self::Order {
-            why: why.into(),
+            why: plain(&why.into()),
             wait: None,
         }
     }
@@ -100,7 +115,7 @@ enum RequestFailure {
 impl RequestFailure {
     fn away(why: impl Into<String>) -> Self {
         Self::Away {
-            why: why.into(),
+            why: plain(&why.into()),
             wait: None,
         }
     }
@@ -121,7 +136,10 @@ impl RequestFailure {
                     why: problem.reason(),
                     wait,
                 },
-                names => AcmeFailure::Names(names),
+                names => {
+                    let names = names.into_iter().map(|(name, why)| RefusedName { name, why, wait });
+                    AcmeFailure::Names(names.collect())
+                }
             },
         }
     }
@@ -193,14 +211,22 @@ impl AcmeClient {
         }
         self.authorize(&order.authorizations).await?;
         let is_ready = |order: &AcmeOrder| order.status != AcmeState::Pending;
-        let order = self.settled(&url, is_ready).await?;
-        let request = CertificateRequest::new(names, kind).map_err(|error| AcmeFailure::order(error.to_string()))?;
+        let end = Instant::now() + DECISION_WAIT;
+        let order = self.settled(&url, end, is_ready).await?;
+        let order = order.ok_or_else(|| AcmeFailure::order(UNDECIDED))?;
+        let names_in_it = names.to_vec();
+        // An RSA key takes a good part of a second.
+        let request = tokio::task::spawn_blocking(move || CertificateRequest::new(&names_in_it, kind));
+        let request = request.await.map_err(|error| AcmeFailure::order(error.to_string()))?;
+        let request = request.map_err(|error| AcmeFailure::order(error.to_string()))?;
         let order = match order.status {
             AcmeState::Ready => {
                 let finalize = json!({"csr": encode(&request.der)});
                 self.send(&order.finalize, Some(&finalize)).await?;
                 let is_decided = |order: &AcmeOrder| matches!(order.status, AcmeState::Valid | AcmeState::Invalid);
-                self.settled(&url, is_decided).await?
+                let end = Instant::now() + DECISION_WAIT;
+                let order = self.settled(&url, end, is_decided).await?;
+                order.ok_or_else(|| AcmeFailure::order(UNDECIDED))?
             }
             _ => order,
         };
@@ -222,17 +248,19 @@ impl AcmeClient {
                 continue;
             }
             match self.challenged(&authorization).await {
-                Ok(open) => asked.push((url, open)),
-                Err(AcmeFailure::Order { why, .. }) => refused.push((name_of(&authorization), why)),
+                Ok(open) => asked.push((url, name_of(&authorization), open)),
+                Err(AcmeFailure::Order { why, wait }) => {
+                    let name = name_of(&authorization);
+                    refused.push(RefusedName { name, why, wait });
+                }
                 Err(failure) => return Err(failure),
             }
         }
-        for (url, _open) in &asked {
+        let end = Instant::now() + DECISION_WAIT;
+        for (url, name, _open) in &asked {
             let is_decided = |one: &AcmeAuthorization| one.status != AcmeState::Pending;
-            let authorization = self.settled(url, is_decided).await?;
-            if authorization.status != AcmeState::Valid {
-                refused.push((name_of(&authorization), why_not(&authorization)));
-            }
+            let authorization = self.settled(url, end, is_decided).await?;
+            refused.extend(refusal(name, authorization.as_ref()));
         }
         match refused.is_empty() {
             true => Ok(()),
@@ -254,20 +282,24 @@ impl AcmeClient {
         Ok(open)
     }
 
-    /// Looks at something until the authority has decided.
-    async fn settled<T: DeserializeOwned>(&self, url: &str, is_settled: impl Fn(&T) -> bool) -> Result<T, AcmeFailure> {
-        let (end, mut pause) = (Instant::now() + DECISION_WAIT, LOOK_FIRST);
+    /// Looks at something until the authority has decided. `None`: it has not until then.
+    async fn settled<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        end: Instant,
+        is_settled: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>, AcmeFailure> {
+        let mut pause = LOOK_FIRST;
         loop {
             let answer = self.send(url, None).await?;
             let state: T = read(&answer).map_err(AcmeFailure::order)?;
             if is_settled(&state) {
-                return Ok(state);
+                return Ok(Some(state));
             }
-            let asked = answer.retry_after();
-            let wait = asked.unwrap_or_default().max(pause);
+            // It says when to look again, and not when to order again.
+            let wait = answer.retry_after().unwrap_or_default().max(pause);
             if Instant::now() + wait > end {
-                let why = "the authority has not decided in time".to_owned();
-                return Err(AcmeFailure::Order { why, wait: asked });
+                return Ok(None);
             }
             sleep(wait).await;
             pause = (pause * 2).min(LOOK_LAST);
@@ -355,6 +387,20 @@ fn name_of(authorization: &AcmeAuthorization) -> String {
     authorization.identifier.value.to_ascii_lowercase()
 }
 
+/// Whether a name is refused: one that is not decided must not take the others with it.
+fn refusal(name: &str, authorization: Option<&AcmeAuthorization>) -> Option<RefusedName> {
+    let why = match authorization {
+        Some(authorization) if authorization.status == AcmeState::Valid => return None,
+        Some(authorization) => why_not(authorization),
+        None => UNDECIDED.to_owned(),
+    };
+    Some(RefusedName {
+        name: name.to_owned(),
+        why,
+        wait: None,
+    })
+}
+
 fn why_not(authorization: &AcmeAuthorization) -> String {
     let mut errors = authorization.challenges.iter().filter_map(|one| one.error.as_ref());
     let reason = errors.next().map(AcmeProblem::reason);
@@ -364,7 +410,6 @@ fn why_not(authorization: &AcmeAuthorization) -> String {
 /// A certificate that is not for these names and this key would take the place of one that is.
 fn issued(names: &[String], body: &[u8], key: Secret<String>) -> Result<IssuedCertificate, String> {
     let wrong = |why: String| format!("the authority has issued something else: {why}");
-    let certificate = str::from_utf8(body).map_err(|_| wrong("it is not PEM".to_owned()))?;
     let pair = CertKey::from_pem(body, key.expose().as_bytes()).map_err(|error| wrong(error.to_string()))?;
     let uncovered = pair.uncovered(names.iter().map(String::as_str));
     if !uncovered.is_empty() {
@@ -373,8 +418,17 @@ fn issued(names: &[String], body: &[u8], key: Secret<String>) -> Result<IssuedCe
     if let Some(when) = pair.expired() {
         return Err(wrong(format!("it expired on {when}")));
     }
+    if pair.chain.len() >= CERTIFICATES_MAX {
+        return Err(wrong(format!("more than {CERTIFICATES_MAX} certificates")));
+    }
+    // Written anew: what else the authority may have sent is not stored.
+    let all = std::iter::once(&pair.leaf).chain(&pair.chain).map(|one| one.to_pem());
+    let pem: Vec<Vec<u8>> = all
+        .collect::<Result<_, _>>()
+        .map_err(|error| wrong(error.to_string()))?;
+    let certificate = String::from_utf8(pem.concat()).map_err(|error| wrong(error.to_string()))?;
     Ok(IssuedCertificate {
-        certificate: certificate.trim().to_owned() + "\n",
+        certificate,
         fingerprint: pair.fingerprint_text(),
         life: life_of(&pair, true, names.iter().cloned().collect()),
         key,
@@ -389,5 +443,75 @@ pub(crate) fn life_of(pair: &CertKey, is_ours: bool, covers: HashSet<String>) ->
         lifetime: pair.lifetime(),
         covers,
         spread: pair.fingerprint().first().copied().unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::certificate::samples::pair;
+
+    #[test]
+    fn of_what_is_issued_only_certificates_are_stored() {
+        let [certificate, key] = pair(5_000, "a.test");
+        let issued = |body: String, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            issued(&names, body.as_bytes(), Secret::new(key.clone()))
+        };
+        let with_more = issued(format!("# ours\n{certificate}\n# the end\n"), &["a.test"]).unwrap();
+        assert_eq!(with_more.certificate, certificate);
+        let longest = certificate.repeat(CERTIFICATES_MAX);
+        assert_eq!(issued(longest.clone(), &["a.test"]).unwrap().certificate, longest);
+        for (body, names, why) in [
+            (longest + &certificate, &["a.test"][..], "more than 10 certificates"),
+            (certificate.clone(), &["a.test", "b.test"], "it is not good for b.test"),
+            (pair(5_000, "a.test")[0].clone(), &["a.test"], "does not belong"),
+            ("text".to_owned(), &["a.test"], "there is no certificate"),
+        ] {
+            let told = issued(body, names).err().unwrap();
+            assert!(told.contains(why), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_decided_is_refused_alone() {
+        let authorization = |status: &str| -> AcmeAuthorization {
+            serde_json::from_value(json!({"identifier": {"value": "a.test"}, "status": status})).unwrap()
+        };
+        for (authorization, why) in [
+            (Some(authorization("valid")), None),
+            (Some(authorization("invalid")), Some("the authority does not say why")),
+            (None, Some(UNDECIDED)),
+        ] {
+            let refused = refusal("a.test", authorization.as_ref());
+            assert_eq!(refused.map(|refused| refused.why).as_deref(), why);
+        }
+    }
+
+    #[test]
+    fn the_pause_that_an_authority_asks_for_is_kept_for_its_names() {
+        let problem = json!({"type": "urn:ietf:params:acme:error:rateLimited", "subproblems": [
+            {"type": "urn:ietf:params:acme:error:rateLimited", "identifier": {"value": "a.test"}}]});
+        let (problem, wait) = (serde_json::from_value(problem).unwrap(), Some(Duration::from_secs(9)));
+        let AcmeFailure::Names(refused) = (RequestFailure::Problem { problem, wait }).of_order() else {
+            panic!("it names a name");
+        };
+        assert_eq!((refused[0].name.as_str(), refused[0].wait), ("a.test", wait));
+    }
+
+    #[test]
+    fn reasons_are_bounded_whatever_they_quote() {
+        let long = "a\n".repeat(100_000);
+        let bounded = |why: String| why.chars().count() <= 400 && !why.contains('\n');
+        let (AcmeFailure::Authority { why, .. }, AcmeFailure::Order { why: other, .. }) =
+            (AcmeFailure::authority(long.as_str()), AcmeFailure::order(long.as_str()))
+        else {
+            panic!("they are what they are called");
+        };
+        assert!(bounded(why) && bounded(other));
+        let AcmeFailure::Authority { why, .. } = RequestFailure::away(long).of_order() else {
+            panic!("the authority is away");
+        };
+        assert!(bounded(why));
     }
 }

@@ -132,6 +132,11 @@ fn reason(kind: &str, detail: &str) -> String {
         true => kind.to_owned(),
         false => format!("{kind}: {detail}"),
     };
+    plain(&text)
+}
+
+/// A reason that may quote what the authority has sent.
+pub(crate) fn plain(text: &str) -> String {
     let plain = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     plain.take(REASON_MAX).collect()
 }

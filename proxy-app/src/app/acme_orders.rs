@@ -11,7 +11,7 @@ use mail_directory::{Entry, System, View, attributes as a, names};
 
 use crate::acme::account_key::AccountKey;
 use crate::acme::care::{CertificateCare, DueOrder, WantedDomain};
-use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate, life_of};
+use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate, RefusedName, life_of};
 use crate::acme::exchange::AuthorityWeb;
 use crate::app::App;
 use crate::app::certificates::{is_from_authority, may_be_replaced};
@@ -136,11 +136,15 @@ impl App {
                 Ok(issued) => return self.certificate_issued(acme, domain, issued).await,
                 Err(AcmeFailure::Names(refused)) => {
                     let count = names.len();
-                    for (name, why) in refused.iter().filter(|(name, _)| names.contains(name)) {
-                        let until = at(self.care.name_failed(domain, name, why, now()));
-                        log::warn!("domain {domain}: {name} gets no certificate: {why}; it is tried again at {until}");
+                    for RefusedName { name, why, wait } in &refused {
+                        if names.contains(name) {
+                            let until = at(self.care.name_failed(domain, name, why, *wait, now()));
+                            log::warn!(
+                                "domain {domain}: {name} gets no certificate: {why}; it is tried again at {until}"
+                            );
+                        }
                     }
-                    names.retain(|name| !refused.iter().any(|(bad, _)| bad == name));
+                    names.retain(|name| refused.iter().all(|refused| refused.name != *name));
                     if names.len() == count {
                         let why = "the authority refuses names that were not asked for";
                         return self.order_failed(domain, why, None);

@@ -29,16 +29,23 @@ pub(crate) fn cert_store(
         }
         let pair = usable(fresh, kept, key, problems);
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
+        let default = store.default.clone();
+        let of_authority = pair.as_ref().filter(|pair| is_from_authority(&domain, pair));
+        let shows_default = |name: &str| {
+            let lacks = of_authority.is_some_and(|pair| !pair.is_good_for(name));
+            lacks && default.as_ref().is_some_and(|default| default.is_good_for(name))
+        };
         let uncovered = pair.iter().flat_map(|pair| pair.uncovered(names.iter().copied()));
-        for name in uncovered {
+        for name in uncovered.filter(|name| !shows_default(name)) {
             problems.push(warning(
                 format!("domains.{}", domain.name()),
                 format!("its certificate is not good for {name}"),
             ));
         }
+        // A bad name must not lose the default certificate because the others have got one without it.
         // Without a certificate, too: the names of this domain must not get the certificate of another.
         for name in names {
-            store.add(name, pair.clone());
+            store.add(name, pair.clone().filter(|_| !shows_default(name)));
         }
         for address in domain.addresses(&a::VIRTUAL_IP_ADDRESS) {
             store.add_address(address, pair.clone());
@@ -167,32 +174,41 @@ fn default_certificate(
 
 #[cfg(test)]
 mod tests {
-    use openssl::asn1::Asn1Time;
-    use openssl::hash::MessageDigest;
-    use openssl::x509::X509Builder;
-
     use super::*;
-    use crate::acme::account_key::p256;
+    use crate::config::Config;
+    use crate::tls::certificate::samples::pair;
 
-    /// A certificate that ends after so many seconds from now, and its key.
-    fn pair(left: i64) -> [String; 2] {
-        let key = openssl::pkey::PKey::from_ec_key(p256().unwrap()).unwrap();
-        let time = |seconds: i64| Asn1Time::from_unix(jiff::Timestamp::now().as_second() + seconds).unwrap();
-        let mut builder = X509Builder::new().unwrap();
-        builder.set_pubkey(&key).unwrap();
-        builder.set_not_before(&time(-10_000)).unwrap();
-        builder.set_not_after(&time(left)).unwrap();
-        builder.sign(&key, MessageDigest::sha256()).unwrap();
-        [
-            builder.build().to_pem().unwrap(),
-            key.private_key_to_pem_pkcs8().unwrap(),
-        ]
-        .map(|pem| String::from_utf8(pem).unwrap())
+    #[test]
+    fn a_name_that_an_authority_refuses_keeps_the_default_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let ([certificate, key], [default, its_key]) = (pair(5_000, "good.test"), pair(5_000, "bad.test"));
+        std::fs::write(file("default.pem"), default).unwrap();
+        std::fs::write(file("default.key"), its_key).unwrap();
+        let text = "tls: {certificate: default.pem, key: default.key}\n";
+        std::fs::write(file("portico.yaml"), text).unwrap();
+        let (config, _) = Config::load(&file("portico.yaml")).unwrap();
+        let own = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+        for (noted, shows_default) in [(own.fingerprint_text(), true), (String::new(), false)] {
+            let mut domain = Entry::new("a.test");
+            domain.set(a::VIRTUAL_HOSTNAME.name, ["good.test", "bad.test", "other.test"]);
+            domain.set(a::SSL_CERTIFICATE.name, [certificate.clone()]);
+            domain.set(a::SSL_PRIVATE_KEY.name, [key.clone()]);
+            domain.set(a::PORTICO_ACME_FINGERPRINT.name, [noted]);
+            let system = System::new(Entry::new("config"), [], [domain], []);
+            let mut problems = Problems::new();
+            let (node, before) = (system.node("node.test"), CertStore::default());
+            let store = cert_store(&config, &system, &node, &before, &mut problems);
+            let is_own = |name: &str| store.of_name(name).unwrap().fingerprint() == own.fingerprint();
+            assert_eq!((is_own("good.test"), is_own("bad.test")), (true, !shows_default));
+            // No certificate is good for it: that of its domain is as good as another.
+            assert!(is_own("other.test"));
+        }
     }
 
     #[test]
     fn an_order_replaces_nothing_that_an_administrator_has_stored_and_needs() {
-        let ([certificate, key], [expired, its_key]) = (pair(5_000), pair(-5_000));
+        let ([certificate, key], [expired, its_key]) = (pair(5_000, "a.test"), pair(-5_000, "a.test"));
         let noted = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
         let noted = noted.fingerprint_text().to_uppercase();
         let none = "";

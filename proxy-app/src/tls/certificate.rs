@@ -161,6 +161,11 @@ impl CertKey {
         names.into_iter().filter(|name| !is_covered(name)).collect()
     }
 
+    /// Whether it is good for this name.
+    pub(crate) fn is_good_for(&self, name: &str) -> bool {
+        self.uncovered([name]).is_empty()
+    }
+
     /// The names that it is good for, in lower case.
     pub(crate) fn names(&self) -> &[String] {
         &self.names
@@ -240,5 +245,34 @@ fn covers(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),
         None => pattern == name,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod samples {
+    use openssl::asn1::Asn1Time;
+    use openssl::ec::{EcGroup, EcKey};
+    use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
+    use openssl::pkey::PKey;
+    use openssl::x509::X509Builder;
+    use openssl::x509::extension::SubjectAlternativeName;
+
+    /// A certificate for this name that ends so many seconds from now, and its key, as PEM.
+    pub(crate) fn pair(left: i64, name: &str) -> [String; 2] {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+        let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+        let time = |seconds: i64| Asn1Time::from_unix(jiff::Timestamp::now().as_second() + seconds).unwrap();
+        let mut builder = X509Builder::new().unwrap();
+        builder.set_version(2).unwrap();
+        builder.set_pubkey(&key).unwrap();
+        builder.set_not_before(&time(-10_000)).unwrap();
+        builder.set_not_after(&time(left)).unwrap();
+        let context = builder.x509v3_context(None, None);
+        let names = SubjectAlternativeName::new().dns(name).build(&context).unwrap();
+        builder.append_extension(names).unwrap();
+        builder.sign(&key, MessageDigest::sha256()).unwrap();
+        let texts = [builder.build().to_pem(), key.private_key_to_pem_pkcs8()];
+        texts.map(|pem| String::from_utf8(pem.unwrap()).unwrap())
     }
 }
