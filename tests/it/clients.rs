@@ -1,8 +1,14 @@
-//! Real mail clients: Python's imaplib and poplib, curl, mbsync, openssl s_client.
+//! Real mail clients: Python's imaplib and poplib, curl, mbsync, openssl s_client, fetchmail, getmail, offlineimap,
+//! mpop.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::scene::{Scene, play};
+use crate::scram::play_scram;
 
 const IMAPLIB: &str = r#"
 import imaplib, ssl, sys
@@ -161,6 +167,189 @@ fn openssl() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn fetchmail() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        for (proto, mechanism) in [("pop3", "USER"), ("imap", "LOGIN")] {
+            let client = Client {
+                proto,
+                mechanism,
+                command: "fetchmail -f rc",
+                refused: (3, "Authorization failure on bob@a.example@localhost"),
+            };
+            client.fetches(scene, |at| {
+                format!(
+                    "set no bouncemail\npoll localhost service {} protocol {proto} user {BOB} password {} \
+                     ssl sslcertck sslcertfile \"{}\" keep fetchall mda \"cat >> {}\"\n",
+                    at.port, at.password, at.ca, at.mail
+                )
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn getmail() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        let ways = [
+            ("pop3", "USER", "operation error (POP error (b'-ERR [AUTH] "),
+            ("imap", "LOGIN", "credential/login error (b'[AUTHENTICATIONFAILED] "),
+        ];
+        for (proto, mechanism, words) in ways {
+            let client = Client {
+                proto,
+                mechanism,
+                command: "getmail --getmaildir . --rcfile rc",
+                refused: (127, words),
+            };
+            client.fetches(scene, |at| {
+                format!(
+                    "[retriever]\ntype = Simple{}SSLRetriever\nserver = localhost\nport = {}\nusername = {BOB}\n\
+                     password = {}\nca_certs = {}\n\n[destination]\ntype = MDA_external\npath = /bin/sh\n\
+                     arguments = (\"-c\", \"cat >> {}\")\nallow_root_commands = true\n",
+                    proto.to_uppercase(),
+                    at.port,
+                    at.password,
+                    at.ca,
+                    at.mail
+                )
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn offlineimap() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        let client = Client {
+            proto: "imap",
+            mechanism: "PLAIN",
+            command: "offlineimap -o -u basic -c rc",
+            refused: (1, "PLAIN authentication failed: b'[AUTHENTICATIONFAILED]"),
+        };
+        client.fetches(scene, |at| {
+            format!(
+                "[general]\naccounts = bob\nmetadata = state\n\n[Account bob]\nlocalrepository = near\n\
+                 remoterepository = far\n\n[Repository near]\ntype = Maildir\nlocalfolders = {}\n\n[Repository far]\n\
+                 type = IMAP\nremotehost = localhost\nremoteport = {}\nremoteuser = {BOB}\nremotepass = {}\nssl = yes\n\
+                 sslcacertfile = {}\n",
+                at.mail, at.port, at.password, at.ca
+            )
+        })
+    })
+}
+
+/// With USER and PASS and by SASL. Its SCRAM is that of GNU SASL, which checks the server's signature.
+#[test]
+fn mpop() -> Result<()> {
+    play_scram(|scene| {
+        scene.deliver_marks()?;
+        let ways = [
+            ("user", "USER"),
+            ("plain", "PLAIN"),
+            ("login", "SASL-LOGIN"),
+            ("scram-sha-1", "SCRAM-SHA-1"),
+            ("scram-sha-256", "SCRAM-SHA-256"),
+        ];
+        for (auth, mechanism) in ways {
+            let client = Client {
+                proto: "pop3",
+                mechanism,
+                command: "mpop -C rc bob",
+                refused: (77, "authentication failed"),
+            };
+            client.fetches(scene, |at| {
+                format!(
+                    "account bob\nhost localhost\nport {}\nuser {BOB}\npassword {}\nauth {auth}\ntls on\n\
+                     tls_starttls off\ntls_trust_file {}\nkeep on\nuidls_file state\ndelivery mbox {}\n",
+                    at.port, at.password, at.ca, at.mail
+                )
+            })?;
+        }
+        Ok(())
+    })
+}
+
+const BOB: &str = "bob@a.example";
+
+/// A program that fetches mail as its configuration file says.
+struct Client {
+    proto: &'static str,
+    /// In the audit log.
+    mechanism: &'static str,
+    /// For a shell in the folder of the configuration file, `rc`.
+    command: &'static str,
+    /// How it ends where the password is wrong, and what it says.
+    refused: (i32, &'static str),
+}
+
+/// What the configuration file needs to know.
+struct At {
+    port: u16,
+    password: &'static str,
+    ca: String,
+    /// Where the mail goes.
+    mail: String,
+}
+
+impl Client {
+    /// It gets Bob's mail with his password; with another it ends by itself and says why.
+    fn fetches(&self, scene: &Scene, rc: impl Fn(&At) -> String) -> Result<()> {
+        let endpoints = scene.town.endpoints;
+        let endpoint = if self.proto == "imap" {
+            endpoints.imaps
+        } else {
+            endpoints.pop3s
+        };
+        for (password, outcome) in [("bob-c4n4ry-two", "ok"), ("not-it", "bad_credentials")] {
+            let home = scene
+                .stage
+                .dir(&format!("{}-{}-{outcome}", self.proto, self.mechanism))?;
+            let mail = home.join("mail").to_str().context("path")?.to_owned();
+            let at = At {
+                port: endpoint.port(),
+                password,
+                ca: ca(scene)?,
+                mail,
+            };
+            let file = home.join("rc");
+            std::fs::write(&file, rc(&at))?;
+            std::fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+            let out = Command::new("timeout")
+                .args(["60", "sh", "-c", self.command])
+                .current_dir(&home)
+                .env("HOME", &home)
+                .output()?;
+            let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+            let got = Command::new("grep")
+                .args(["-rq", &format!("Subject: {BOB} on store2"), &at.mail])
+                .stderr(Stdio::null())
+                .status()?
+                .success();
+            let (code, words) = if outcome == "ok" { (0, "") } else { self.refused };
+            ensure!(
+                out.status.code() == Some(code) && said.contains(words) && got == (outcome == "ok"),
+                "{} {outcome}: {}, mail: {got}; try scripts/install\n{said}",
+                self.command,
+                out.status
+            );
+            let fields = [
+                ("user", BOB),
+                ("proto", self.proto),
+                ("mechanism", self.mechanism),
+                ("outcome", outcome),
+            ];
+            scene.portico.record(&fields)?;
+        }
+        Ok(())
+    }
 }
 
 fn ca(scene: &Scene) -> Result<String> {

@@ -16,7 +16,7 @@ const ALICE: &str = "alice@a.example";
 const MECHANISMS: [&str; 2] = ["SCRAM-SHA-256", "SCRAM-SHA-1"];
 
 /// Alice and Bob log in by SCRAM; the others' passwords are kept in a form that it cannot use.
-fn play_scram(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+pub(crate) fn play_scram(test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     play_with(
         people(),
         |_, node, _| {
