@@ -319,7 +319,7 @@ impl Tries {
         waiting: watch::Receiver<Waiting>,
     ) -> Result<(BoxStream, Accepted), LoginFailure> {
         if proxies_left(&id) == 0 {
-            return Err(LoginFailure::UpstreamDown(LOOP.to_owned()));
+            return Err(LoginFailure::NoRoute(LOOP.to_owned()));
         }
         let named;
         let credentials = match credentials.proof {
@@ -996,7 +996,7 @@ impl Tries {
                     machine.secured(&mut out)
                 }
                 UpstreamStep::Challenge(message) => {
-                    self.note_challenge(credentials, &message);
+                    self.note_challenge(credentials, route, &message);
                     let response = self.ask(message).await.map_err(|_| Unanswered::Withdrawn)?;
                     machine.respond(response.expose(), &mut out)
                 }
@@ -1006,9 +1006,9 @@ impl Tries {
         }
     }
 
-    /// Learns how the messages of mailbox servers look.
-    fn note_challenge(&self, credentials: &Credentials, message: &[u8]) {
-        if let Proof::Exchange(first) = &credentials.proof {
+    /// Learns how the messages of mailbox servers look. Those that are not ours could give the others away.
+    fn note_challenge(&self, credentials: &Credentials, route: &Route, message: &[u8]) {
+        if let (Proof::Exchange(first), false) = (&credentials.proof, route.external) {
             let user = names::account(&credentials.user);
             self.env.settings.decoys.note(&user, first, message);
         }
