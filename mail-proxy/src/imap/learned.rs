@@ -3,7 +3,8 @@
 //!
 //! A server says its capabilities with the OK of a login (RFC 9051 section 7.1). A list is kept for each server; only
 //! what is in all of them is promised, since nobody knows yet who comes. A client that has asked for a name in TLS is
-//! promised what those servers share that logins under this name have met: mostly those of one domain.
+//! promised what those servers share that logins under this name have met: mostly those of one domain. A name under which
+//! they have met too many is that of no domain, and is promised what all servers share.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,8 +19,14 @@ use crate::machine::Accepted;
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Servers that are remembered.
 const SERVERS: usize = 1024;
-/// Names that clients ask for in TLS that are remembered.
+/// Names that clients ask for in TLS that are remembered. Where there are more, that goes under which nobody has logged in
+/// for longest.
 const NAMES: usize = 1024;
+/// Octets of such a name (RFC 1035 section 2.3.4).
+const NAME: usize = 255;
+/// Servers that are told apart under one name. With `NAMES` and `NAME` this bounds what is kept for the next process to
+/// some 5 MB.
+const SERVERS_OF_NAME: usize = 16;
 /// Octets of a list.
 const LIST: usize = 4096;
 
@@ -53,10 +60,13 @@ struct Heard {
     last: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Met {
+    /// One more than are told apart: they are many, and no more are noted.
     servers: BTreeSet<Box<str>>,
+    /// `None`: what all servers have.
     shared: Option<Arc<str>>,
+    last: Instant,
 }
 
 /// What is known of one server, for the next process.
@@ -91,14 +101,16 @@ impl LearnedCapabilities {
     /// All that is known, for the next process.
     pub fn kept(&self) -> Vec<LearnedServer> {
         let servers = self.0.lock();
-        let names = |server: &str| {
-            let met = servers.names.iter().filter(|(_, met)| met.servers.contains(server));
-            met.map(|(name, _)| name.to_string()).collect()
-        };
+        let mut names: HashMap<&str, Vec<String>> = HashMap::new();
+        for (name, met) in &servers.names {
+            for server in &met.servers {
+                names.entry(server).or_default().push(name.to_string());
+            }
+        }
         let kept = servers.heard.iter().map(|(server, heard)| LearnedServer {
             server: server.to_string(),
             list: heard.list.to_string(),
-            names: names(server),
+            names: names.remove(&**server).unwrap_or_default(),
         });
         kept.collect()
     }
@@ -112,7 +124,7 @@ impl LearnedCapabilities {
             }
             servers.note(server, list, now);
             for name in names {
-                servers.meet(server, name);
+                servers.meet(server, name, now);
             }
         }
         servers.looked = Some(now);
@@ -127,7 +139,7 @@ impl Servers {
         }
         let forgot = self.forget(now);
         let is_new = self.note(server, list, now);
-        let met = name.filter(|name| self.meet(server, name));
+        let met = name.filter(|name| self.meet(server, name, now));
         if forgot {
             self.share();
         } else if is_new {
@@ -137,16 +149,33 @@ impl Servers {
         }
     }
 
-    /// Returns whether logins under this name have not met the server before.
-    fn meet(&mut self, server: &str, name: &str) -> bool {
+    /// Returns whether logins under this name have not met the server before, and may be promised something else now.
+    fn meet(&mut self, server: &str, name: &str, now: Instant) -> bool {
         if let Some(met) = self.names.get_mut(name) {
-            return !met.servers.contains(server) && met.servers.insert(server.into());
+            met.last = now;
+            return !met.is_of_many() && !met.servers.contains(server) && met.servers.insert(server.into());
         }
-        let has_room = self.names.len() < NAMES && self.heard.contains_key(server);
-        if has_room {
-            self.names.entry(name.into()).or_default().servers.insert(server.into());
+        let is_worth_it = name.len() <= NAME && self.heard.contains_key(server);
+        if is_worth_it {
+            self.make_room_for_name();
+            let met = Met {
+                servers: [server.into()].into(),
+                shared: None,
+                last: now,
+            };
+            self.names.insert(name.into(), met);
         }
-        has_room
+        is_worth_it
+    }
+
+    fn make_room_for_name(&mut self) {
+        if self.names.len() < NAMES {
+            return;
+        }
+        let oldest = self.names.iter().min_by_key(|(_, met)| met.last);
+        if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+            self.names.remove(&oldest);
+        }
     }
 
     /// Puts together what all servers have, and those of each name. Those that are forgotten have no word any more.
@@ -155,7 +184,7 @@ impl Servers {
         self.names.retain(|_, met| {
             met.servers.retain(|server| heard.contains_key(server));
             met.share(heard);
-            met.shared.is_some()
+            !met.servers.is_empty()
         });
         self.shared = self.in_all();
     }
@@ -210,9 +239,16 @@ impl Servers {
 }
 
 impl Met {
+    fn is_of_many(&self) -> bool {
+        self.servers.len() > SERVERS_OF_NAME
+    }
+
     fn share(&mut self, heard: &HashMap<Box<str>, Heard>) {
         let lists = self.servers.iter().filter_map(|server| heard.get(server));
-        self.shared = in_all(lists.map(|heard| &*heard.list));
+        self.shared = match self.is_of_many() {
+            true => None,
+            false => in_all(lists.map(|heard| &*heard.list)),
+        };
     }
 }
 
@@ -325,11 +361,56 @@ mod tests {
         check(&next, Some("a.test"), "IDLE MOVE");
         check(&next, Some("b.test"), "IDLE MOVE ACL");
         check(&next, None, "IDLE MOVE");
-        // Names are bounded.
-        for n in 0..2 * NAMES {
-            note("two:143", Some(&format!("n{n}.test")), "IDLE");
+    }
+
+    /// Whoever can log in can ask for any name that a certificate with a `*` is good for.
+    #[test]
+    fn of_the_names_that_goes_under_which_nobody_has_logged_in_for_longest() {
+        let (learned, begun) = (LearnedCapabilities::default(), Instant::now());
+        let note = |server: &str, name: &str, list: &str, at: usize| {
+            let now = begun + Duration::from_millis(at as u64);
+            let said = said(&format!("OK [CAPABILITY {list}] in"), "");
+            learned.note(server, Some(name), &said, now);
+        };
+        let shared = |name: &str| learned.shared(Some(name)).unwrap().to_string();
+        note("all:143", "other.test", "IDLE", 0);
+        note("one:143", "used.test", "IDLE MOVE", 0);
+        note("one:143", "left.test", "IDLE MOVE", 1);
+        for n in 2..2 * NAMES {
+            note("one:143", &format!("n{n}.test"), "IDLE MOVE", n);
+            note("one:143", "used.test", "IDLE MOVE", n);
         }
         assert_eq!(learned.0.lock().names.len(), NAMES);
+        assert_eq!(shared("used.test"), "IMAP4rev1 ID LITERAL+ SASL-IR IDLE MOVE");
+        assert_eq!(shared("left.test"), "IMAP4rev1 ID LITERAL+ SASL-IR IDLE", "that of all");
+        note("one:143", &"n".repeat(NAME + 1), "IDLE MOVE", 0);
+        assert!(!learned.0.lock().names.contains_key("n".repeat(NAME + 1).as_str()));
+    }
+
+    /// Such a name is promised what all servers share, also by the next process.
+    #[test]
+    fn a_name_of_many_servers_is_that_of_no_domain() {
+        let (learned, now) = (LearnedCapabilities::default(), Instant::now());
+        let note = |learned: &LearnedCapabilities, n: usize, name: Option<&str>, list: &str| {
+            let said = said(&format!("OK [CAPABILITY {list}] in"), "");
+            learned.note(&format!("store{n}:143"), name, &said, now);
+        };
+        let is_promised_move = |learned: &LearnedCapabilities| learned.shared(Some("a.test")).unwrap().contains("MOVE");
+        note(&learned, 0, None, "IDLE");
+        for n in 1..=SERVERS_OF_NAME {
+            note(&learned, n, Some("a.test"), "IDLE MOVE");
+            assert!(is_promised_move(&learned), "{n}");
+        }
+        for n in SERVERS_OF_NAME + 1..=2 * SERVERS_OF_NAME {
+            note(&learned, n, Some("a.test"), "IDLE MOVE");
+            assert!(!is_promised_move(&learned), "{n}");
+        }
+        let kept = learned.kept();
+        let named = kept.iter().filter(|server| !server.names.is_empty());
+        assert_eq!(named.count(), SERVERS_OF_NAME + 1);
+        let next = LearnedCapabilities::default();
+        next.take_over(&kept, now);
+        assert!(!is_promised_move(&next));
     }
 
     /// Everybody who asks what can be done waits for it.

@@ -18,14 +18,14 @@ use serde::{Deserialize, Serialize};
 use crate::app::changes::Generation;
 use crate::app::moves::Unfinished;
 
-/// Longest file: 64 configurations with 100 sentences, and all holds that there may be, are far less.
+/// Longest file: 64 configurations with 100 sentences, all holds that there may be, and what 1,024 servers can are less.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// The form of the file.
 const VERSION: u32 = 1;
 
 /// What stands in the file.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct NodeState {
     version: u32,
     /// The newest first.
@@ -39,14 +39,14 @@ pub(crate) struct NodeState {
     servers: Vec<OldServer>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct OldServer {
     server: String,
     capabilities: String,
     names: Vec<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct OldGeneration {
     number: u64,
     since: String,
@@ -54,7 +54,7 @@ struct OldGeneration {
     changes: Vec<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct OldHold {
     kind: String,
     name: String,
@@ -134,7 +134,11 @@ impl Writing {
         if std::mem::take(&mut self.spoilt) {
             std::fs::rename(path, secret_file::beside(path, ".unusable"))?;
         }
-        let text = serde_json::to_vec(state)?;
+        let mut text = serde_json::to_vec(state)?;
+        // What would not be read again is worth nothing. What servers can is learned again within some logins.
+        if text.len() as u64 > MAX_FILE {
+            text = serde_json::to_vec(&state.without_servers())?;
+        }
         secret_file::replace(path, |file| file.write_all(&text))
     }
 }
@@ -169,6 +173,13 @@ impl NodeState {
             holds: holds.iter().map(OldHold::of).collect(),
             moves,
             servers: servers.into_iter().map(old).collect(),
+        }
+    }
+
+    fn without_servers(&self) -> Self {
+        Self {
+            servers: Vec::new(),
+            ..self.clone()
         }
     }
 
@@ -312,6 +323,27 @@ mod tests {
         assert!(back.moves()[0].changing);
         assert_eq!(back.servers(), state.servers());
         assert_eq!(back.servers()[0].names, ["mail.a.test"]);
+    }
+
+    /// A file that is longer than one that is read would have been written for nothing, with the holds in it.
+    #[test]
+    fn a_file_at_its_bound_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::new(Some(dir.path().join("node.state")));
+        let of_length = |list: usize| {
+            let mut state = state();
+            state.servers[0].capabilities = "X".repeat(list);
+            state
+        };
+        let rest = serde_json::to_vec(&of_length(0)).unwrap().len();
+        let most = usize::try_from(MAX_FILE).unwrap() - rest;
+        for (length, servers) in [(most, 1), (most + 1, 0)] {
+            let state = of_length(length);
+            file.write(&state);
+            let back = file.read();
+            assert_eq!(back.servers().len(), servers, "{length}");
+            assert_eq!(back.holds(), state.holds());
+        }
     }
 
     #[test]
