@@ -100,13 +100,13 @@ pub struct ServerRule {
 }
 
 impl ServerRule {
-    fn is_for(&self, route: &Route) -> bool {
-        matches(&self.name, &route.server)
+    fn is_for(&self, server: &str) -> bool {
+        matches(&self.name, server)
     }
 
     /// An external server is not ours, and is told of clients only where a rule has its very name.
     fn tells(&self, route: &Route) -> bool {
-        self.is_for(route) && (!route.external || !self.name.contains('*'))
+        self.is_for(&route.server) && (!route.external || !self.name.contains('*'))
     }
 }
 
@@ -133,7 +133,12 @@ impl ServerRules {
 
     /// Whether the server of a route must be spoken to in TLS that begins with STARTTLS, by a rule of the node file.
     pub fn starttls(&self, route: &Route) -> bool {
-        let mut rules = self.rules.iter().filter(|rule| rule.is_for(route));
+        self.starttls_at(&route.server)
+    }
+
+    /// The same for a server by the name of its entry.
+    pub fn starttls_at(&self, server: &str) -> bool {
+        let mut rules = self.rules.iter().filter(|rule| rule.is_for(server));
         rules.find_map(|rule| rule.starttls).unwrap_or(false)
     }
 }

@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::certs::{Authority, Pair};
+use portico_tests::config::{Directory, Node};
 use portico_tests::dovecot::Login;
 use portico_tests::town::{FRONT, people};
 use portico_tests::wire::Wire;
@@ -30,10 +31,17 @@ struct Shown {
 }
 
 fn play_external(test: impl FnOnce(&mut Scene, &Shown) -> Result<()>) -> Result<()> {
+    play_external_with(|_, _| {}, test)
+}
+
+fn play_external_with(
+    change: impl FnOnce(&mut Node, &mut Directory),
+    test: impl FnOnce(&mut Scene, &Shown) -> Result<()>,
+) -> Result<()> {
     let shown = OnceCell::new();
     play_with(
         people(),
-        |town, node, _| {
+        |town, node, directory| {
             let dir = town.ca.file().with_file_name("clients");
             let strangers = dir.join("strangers");
             std::fs::create_dir_all(&strangers)?;
@@ -57,6 +65,7 @@ fn play_external(test: impl FnOnce(&mut Scene, &Shown) -> Result<()>) -> Result<
                 password.display()
             );
             node.more.push(("mail".to_owned(), mail));
+            change(node, directory);
             Ok(())
         },
         |scene| {
@@ -115,6 +124,27 @@ fn a_certificate_is_a_login() -> Result<()> {
         ensure!(said.contains("q1 NO [CANNOT]"), "{said}");
         let said = imap.imap_ok("q2 CAPABILITY")?.join(" ");
         ensure!(!said.contains("EXTERNAL"), "{said}");
+        let printed = scene.portico.output();
+        ensure!(!printed.contains("mail.master: warning"), "{printed}");
+        Ok(())
+    })
+}
+
+/// The master's password opens every mailbox.
+#[test]
+fn a_master_whose_password_anybody_on_the_way_could_learn_is_warned_of() -> Result<()> {
+    let change = |node: &mut Node, directory: &mut Directory| {
+        node.tls.push("upstream_verify: false".to_owned());
+        directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
+    };
+    play_external_with(change, |scene, _| {
+        let printed = scene.portico.output();
+        for warning in [
+            "mail.master: warning: its password goes to servers whose certificates are not checked",
+            "mail.master: warning: its password goes over the network in clear text, as to store",
+        ] {
+            ensure!(printed.contains(warning), "{warning}: {printed}");
+        }
         Ok(())
     })
 }

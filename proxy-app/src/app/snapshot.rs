@@ -141,6 +141,7 @@ pub(crate) fn build(
     let ip_mode = ip_mode(&node);
     let throttle = throttle::settings(&config.throttle, &node, &mut problems);
     let mail = mail_settings(config, &system, &node, before, &mut problems);
+    exposed_master(config, &system, &node, &mail, &mut problems);
     let snapshot = Snapshot {
         throttle,
         generation: before.map_or(1, |before| before.generation + 1),
@@ -347,6 +348,31 @@ fn told_servers(system: &System, problems: &mut Problems) -> HashMap<Arc<str>, T
         }
     }
     told
+}
+
+/// Warns where the password of the master user, which opens every mailbox, is said to servers that have not proved who
+/// they are.
+fn exposed_master(config: &Config, system: &System, node: &View<'_>, mail: &Settings, problems: &mut Problems) {
+    if mail.master.is_none() {
+        return;
+    }
+    let mut warn = |message: String| problems.push(warning("mail.master".to_owned(), message));
+    if !config.tls.upstream_verify {
+        warn(
+            "its password goes to servers whose certificates are not checked: tls.upstream_verify is false".to_owned(),
+        );
+    }
+    if node.flag(&a::REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED) {
+        return;
+    }
+    let is_clear =
+        |server: &View<'_>| !server.flag(&a::PORTICO_SERVER_START_TLS) && !mail.servers.starttls_at(server.name());
+    if let Some(server) = system.mailbox_servers().find(is_clear) {
+        warn(format!(
+            "its password goes over the network in clear text, as to {}: zimbraReverseProxySSLToUpstreamEnabled is FALSE",
+            server.name()
+        ));
+    }
 }
 
 fn mail_settings(
