@@ -3,17 +3,18 @@
 //!
 //! No command of the authenticated state is known here.
 
+mod capabilities;
 mod command;
-mod learned;
 mod login;
+mod response_code;
 mod upstream;
 
 use std::sync::Arc;
 
+use crate::learned::LearnedCapabilities;
 use crate::login::LoginLimits;
 
 pub use command::Tag;
-pub use learned::{LearnedCapabilities, LearnedServer};
 pub use login::{ImapDialect, ImapLogin};
 pub use upstream::{ImapDialogue, ImapUpstream};
 
@@ -57,7 +58,7 @@ impl Default for Settings {
         Self {
             greeting: "IMAP4rev1 proxy server ready".to_owned(),
             capabilities: CAPABILITIES.split_whitespace().map(str::to_owned).collect(),
-            learned: Arc::default(),
+            learned: Arc::new(LearnedCapabilities::new(&capabilities::FORM)),
             shows_learned: false,
             limits: LoginLimits::default(),
             id: id.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec(),

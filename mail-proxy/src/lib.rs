@@ -18,6 +18,7 @@ mod gs2;
 mod handle;
 pub mod imap;
 mod known_servers;
+mod learned;
 pub mod line;
 mod login;
 pub mod login_failure;
@@ -41,6 +42,7 @@ pub use credentials::{Credentials, Master, Proof, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{AwaitsClient, CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
 pub use known_servers::{KnownServer, KnownServers};
+pub use learned::{LearnedCapabilities, LearnedServer};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{
     Accepted, Channel, DialogueEnd, IdFields, Introduction, LoginMachine, StartTls, Step, UpstreamMachine, UpstreamStep,

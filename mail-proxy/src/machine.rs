@@ -186,6 +186,8 @@ pub struct Accepted {
     pub answer: Vec<u8>,
     /// Bytes that the server sent behind the final answer.
     pub rest: Vec<u8>,
+    /// What the server has said that it can, as its protocol lists it.
+    pub capabilities: Option<String>,
 }
 
 /// What a machine that faces the mailbox server wants next.

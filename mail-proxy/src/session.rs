@@ -419,8 +419,8 @@ impl Dialogue {
         if self.facts.protocol == Protocol::Imap {
             let now = Instant::now().into_std();
             let name = self.facts.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref());
-            let learned = &self.env.settings.imap.learned;
-            learned.note(&login.route, name, &login.accepted, now);
+            let list = login.accepted.capabilities.as_deref();
+            self.env.settings.imap.learned.note(&login.route, name, list, now);
         }
     }
 

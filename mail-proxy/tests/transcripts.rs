@@ -474,7 +474,9 @@ impl Player {
                 self.trace.did(format!("refused {refusal:?}"));
                 Machine::Ended
             }
-            UpstreamStep::Accepted(Accepted { untagged, answer, rest }) => {
+            UpstreamStep::Accepted(Accepted {
+                untagged, answer, rest, ..
+            }) => {
                 if !untagged.is_empty() {
                     self.trace.did(format!("untagged {}", untagged.escape_ascii()));
                 }

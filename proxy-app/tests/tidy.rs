@@ -110,6 +110,7 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &[
                 "handle",
                 "known_servers",
+                "learned",
                 "line",
                 "mechanism",
                 "proto",

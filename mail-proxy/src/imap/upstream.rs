@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
+use super::capabilities::list_of;
 use super::quoted;
+use super::response_code::{code, has_code};
 use crate::known_servers::KnownServer;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
@@ -470,6 +472,7 @@ impl ImapDialogue {
 
     fn accepted(&mut self) -> UpstreamStep {
         UpstreamStep::Accepted(Accepted {
+            capabilities: list_of(&self.answer, &self.untagged).map(str::to_owned),
             untagged: passable(&std::mem::take(&mut self.untagged)),
             answer: passable(&std::mem::take(&mut self.answer)),
             rest: Vec::new(),
@@ -635,18 +638,6 @@ fn lists_capabilities(line: &str) -> bool {
 /// What a line begins with.
 fn word(text: &[u8]) -> &[u8] {
     text.split(|&byte| byte == b' ').next().unwrap_or_default()
-}
-
-/// What stands between the brackets behind the status word.
-pub(super) fn code(text: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (_, behind) = text.split_once(' ')?;
-    Some(behind.strip_prefix('[')?.split_once(']')?.0)
-}
-
-pub(super) fn has_code(text: &[u8], name: &str) -> bool {
-    let first = code(text).and_then(|code| code.split(' ').next());
-    first.is_some_and(|first| first.eq_ignore_ascii_case(name))
 }
 
 /// Whether a BYE behind a password says that it was wrong. The words are in lower case.

@@ -120,7 +120,7 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::Answer, Indicator::Ok) => Some(UpstreamStep::Accepted(Accepted {
                 untagged: Vec::new(),
                 answer: line.to_vec(),
-                rest: Vec::new(),
+                ..Accepted::default()
             })),
             (State::User | State::Message | State::Answer, Indicator::Err) => {
                 Some(UpstreamStep::Refused(refusal(self.refused.as_deref().unwrap_or(line))))

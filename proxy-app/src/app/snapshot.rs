@@ -413,7 +413,7 @@ fn mail_settings(
             capabilities: owned(node.list(&a::REVERSE_PROXY_IMAP_ENABLED_CAPABILITY)),
             learned: before
                 .map(|before| before.mail.imap.learned.clone())
-                .unwrap_or_default(),
+                .unwrap_or(imap_default.learned),
             limits: limits(imap_plain),
             id: vec![
                 ("NAME".to_owned(), name.to_owned()),

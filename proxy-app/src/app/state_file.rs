@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use mail_directory::secret_file;
-use mail_proxy::imap::LearnedServer;
+use mail_proxy::LearnedServer;
 use parking_lot::Mutex;
 use route_cache::{Held, Hold};
 use serde::{Deserialize, Serialize};

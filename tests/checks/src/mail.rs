@@ -188,6 +188,7 @@ fn accept<M: LoginMachine>(machine: M, out: &mut Vec<u8>) -> usize {
         untagged: b"* X\r\n".to_vec(),
         answer: b"OK".to_vec(),
         rest: b"* Y\r\n".to_vec(),
+        capabilities: None,
     };
     Box::new(machine).accept(&accepted, out).len()
 }
@@ -220,7 +221,9 @@ fn upstream<M: UpstreamMachine>(mut machine: M, pieces: &[&[u8]]) -> String {
         }
         match step {
             UpstreamStep::NeedInput | UpstreamStep::Challenge(_) => {}
-            UpstreamStep::Accepted(Accepted { untagged, answer, rest }) => {
+            UpstreamStep::Accepted(Accepted {
+                untagged, answer, rest, ..
+            }) => {
                 assert!(untagged.len() <= SERVER_LINE && answer.len() <= SERVER_LINE && rest.len() <= read.len());
                 let rest = [rest, reads.flatten().copied().collect()].concat();
                 did = format!("{untagged:?} {answer:?} {rest:?}");
