@@ -361,7 +361,9 @@ attributes! {
             "IMAP capabilities shown before login. A list other than the default is shown as it is; with the default, \
              clients see what all mailbox servers have, as soon as each has said it with a login; of these, those that logins under the name have met for which the client asks in TLS.";
         REVERSE_PROXY_POP3_ENABLED_CAPABILITY: "zimbraReverseProxyPop3EnabledCapability", Kind::List, ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "XOIP"], [Scope::Global, Scope::Server],
-            "POP3 capabilities shown before login. `XOIP` is left out: it is for proxies, and not accepted from clients.";
+            "POP3 capabilities shown before login. A list other than the default is shown as it is, but for `XOIP`, which is \
+             for proxies and not accepted from clients; with the default, clients see what all mailbox servers list, as \
+             for IMAP.";
         REVERSE_PROXY_PASS_ERRORS: "zimbraReverseProxyPassErrors", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Pass the mailbox server's own text for a failed login to the client.";
         REVERSE_PROXY_AUTH_WAIT_INTERVAL: "zimbraReverseProxyAuthWaitInterval", Kind::Duration, ["10s"], [Scope::Global, Scope::Server],

@@ -3,9 +3,13 @@
 //!
 //! No command of the transaction state is known here, and no APOP: the proxy has no password to compute with.
 
+mod capabilities;
 mod login;
 mod upstream;
 
+use std::sync::Arc;
+
+use crate::learned::LearnedCapabilities;
 use crate::login::LoginLimits;
 
 pub use login::{Pop3Dialect, Pop3Login};
@@ -18,6 +22,10 @@ pub struct Settings {
     pub greeting: String,
     /// The capabilities, one line each, without those that depend on the channel.
     pub capabilities: Vec<String>,
+    /// What the mailbox servers have said of themselves.
+    pub learned: Arc<LearnedCapabilities>,
+    /// Whether that is shown instead of `capabilities`, once it is known.
+    pub shows_learned: bool,
     /// What is offered, and when the dialogue ends.
     pub limits: LoginLimits,
 }
@@ -30,6 +38,8 @@ impl Default for Settings {
         Self {
             greeting: "POP3 ready".to_owned(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            learned: Arc::new(LearnedCapabilities::new(&capabilities::FORM)),
+            shows_learned: false,
             limits: LoginLimits::default(),
         }
     }
@@ -39,5 +49,15 @@ impl Settings {
     /// Writes the greeting of a new connection.
     fn greet(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(format!("+OK {}\r\n", self.greeting).as_bytes());
+    }
+
+    /// For a client that has asked for this name in TLS, each with its end of line.
+    fn capabilities(&self, name: Option<&str>) -> String {
+        let learned = self.shows_learned.then(|| self.learned.shared(name)).flatten();
+        let lines: Vec<&str> = match &learned {
+            Some(shared) => shared.lines().collect(),
+            None => self.capabilities.iter().map(String::as_str).collect(),
+        };
+        lines.iter().map(|line| format!("{line}\r\n")).collect()
     }
 }

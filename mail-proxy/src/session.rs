@@ -416,12 +416,13 @@ impl Dialogue {
 
     /// Notes what the server of a login has said of itself.
     fn learn(&self, login: &Login) {
-        if self.facts.protocol == Protocol::Imap {
-            let now = Instant::now().into_std();
-            let name = self.facts.connection.tls.as_ref().and_then(|tls| tls.sni.as_deref());
-            let list = login.accepted.capabilities.as_deref();
-            self.env.settings.imap.learned.note(&login.route, name, list, now);
-        }
+        let Settings { imap, pop3, .. } = &*self.env.settings;
+        let learned = match self.facts.protocol {
+            Protocol::Imap => &imap.learned,
+            Protocol::Pop3 => &pop3.learned,
+        };
+        let (name, now) = (self.facts.name(), Instant::now().into_std());
+        learned.note(&login.route, name, login.accepted.capabilities.as_deref(), now);
     }
 
     fn into_relay(self, login: Login) -> Box<Established> {
@@ -595,13 +596,16 @@ impl Facts {
             Some(_) => Channel::Tls,
             None => Channel::Clear(self.starttls),
         };
+        let name = self.name().map(str::to_owned);
         match self.protocol {
-            Protocol::Imap => {
-                let name = self.connection.tls.as_ref().and_then(|tls| tls.sni.clone());
-                Box::new(imap::ImapLogin::new(settings.imap.clone(), channel).named(name))
-            }
-            Protocol::Pop3 => Box::new(pop3::Pop3Login::new(settings.pop3.clone(), channel)),
+            Protocol::Imap => Box::new(imap::ImapLogin::new(settings.imap.clone(), channel).named(name)),
+            Protocol::Pop3 => Box::new(pop3::Pop3Login::new(settings.pop3.clone(), channel).named(name)),
         }
+    }
+
+    /// The name that the client has asked for in TLS.
+    fn name(&self) -> Option<&str> {
+        self.connection.tls.as_ref()?.sni.as_deref()
     }
 }
 

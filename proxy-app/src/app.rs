@@ -145,8 +145,7 @@ impl App {
         let history = Arc::new(History::default());
         history.go_on(state.generations());
         snapshot.generation += history.last();
-        let learned = &snapshot.mail.imap.learned;
-        learned.take_over(&state.servers(), Instant::now());
+        state.servers().tell(&snapshot.mail);
         dns.never(addresses(&listeners));
         let Routes {
             cache: routes,

@@ -347,14 +347,51 @@ fn clients_are_promised_what_their_servers_have() -> Result<()> {
     })
 }
 
+/// The same over POP3: Dovecot has PIPELINING and response codes, and promises nobody how long mail is kept.
+#[test]
+fn pop3_clients_are_promised_what_their_servers_have() -> Result<()> {
+    Source::Yaml.play(|scene| {
+        let list = |scene: &Scene| scene.pop3s()?.pop_list("CAPA");
+        let before = list(scene)?;
+        ensure!(
+            before == ["EXPIRE 31 USER", "TOP", "UIDL", "USER", "SASL PLAIN LOGIN"],
+            "{before:?}"
+        );
+        for local in ["alice", "bob"] {
+            let person = scene.town.person(local)?;
+            let mut pop = scene.pop3s()?;
+            pop.pop_ok(&format!("USER {}", person.name))?;
+            pop.pop_ok(&format!("PASS {}", person.password()))?;
+            // Behind the login the list is the server's own.
+            let own = pop.pop_list("CAPA")?;
+            ensure!(own.contains(&"PIPELINING".to_owned()), "{own:?}");
+        }
+        let after = list(scene)?;
+        let learned = "USER CAPA TOP UIDL RESP-CODES PIPELINING AUTH-RESP-CODE";
+        let expected: Vec<&str> = learned.split(' ').chain(["SASL PLAIN LOGIN"]).collect();
+        ensure!(after == expected, "{after:?}");
+        scene.portico.restart("info")?;
+        ensure!(list(scene)? == after, "after a restart: {:?}", list(scene)?);
+        Ok(())
+    })
+}
+
 #[test]
 fn a_list_of_the_directory_is_shown_as_it_is() -> Result<()> {
     let change = |_: &_, _: &mut _, directory: &mut Directory| {
-        directory.config("zimbraReverseProxyImapEnabledCapability", ["IMAP4rev1", "ID", "XLIST"]);
+        directory
+            .config("zimbraReverseProxyImapEnabledCapability", ["IMAP4rev1", "ID", "XLIST"])
+            .config("zimbraReverseProxyPop3EnabledCapability", ["USER", "EXPIRE NEVER"]);
         Ok(())
     };
     Source::Yaml.play_with(people(), change, |scene| {
         scene.login("alice")?;
+        let alice = scene.town.person("alice")?;
+        let mut pop = scene.pop3s()?;
+        pop.pop_ok(&format!("USER {}", alice.name))?;
+        pop.pop_ok(&format!("PASS {}", alice.password()))?;
+        let said = scene.pop3s()?.pop_list("CAPA")?;
+        ensure!(said == ["USER", "EXPIRE NEVER", "SASL PLAIN LOGIN"], "{said:?}");
         let said = scene.imaps()?.imap_ok("a1 CAPABILITY")?.join(" ");
         ensure!(said.starts_with("* CAPABILITY IMAP4rev1 ID XLIST AUTH=PLAIN"), "{said}");
         Ok(())

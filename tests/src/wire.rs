@@ -217,6 +217,18 @@ impl Wire {
         Ok(line)
     }
 
+    /// The lines of a POP3 server's list, without the one that ends it.
+    pub fn pop_list(&mut self, command: &str) -> Result<Vec<String>> {
+        self.pop_ok(command)?;
+        let mut lines = Vec::new();
+        loop {
+            match self.line()? {
+                last if last == "." => return Ok(lines),
+                line => lines.push(line),
+            }
+        }
+    }
+
     fn over(tcp: TcpStream) -> Result<Self> {
         tcp.set_read_timeout(Some(PATIENCE))?;
         tcp.set_write_timeout(Some(PATIENCE))?;

@@ -189,14 +189,12 @@ impl Pop3Login {
     /// is for proxies in front of a mailbox server, and never taken here.
     fn capability_list(&self) -> String {
         let takes = self.channel.takes_passwords();
-        let configured = self
-            .settings
-            .capabilities
-            .iter()
-            .filter(|name| takes || !name.eq_ignore_ascii_case("USER"))
-            .filter(|name| !name.eq_ignore_ascii_case("XOIP"));
         let mut list = String::from("+OK Capability list follows\r\n");
-        list.extend(configured.map(|name| format!("{name}\r\n")));
+        let shown = self.settings.capabilities(self.name.as_deref());
+        list.extend(shown.split_inclusive('\n').filter(|line| {
+            let line = line.trim_end();
+            (takes || !line.eq_ignore_ascii_case("USER")) && !line.eq_ignore_ascii_case("XOIP")
+        }));
         let mechanisms: Vec<&str> = self.offered().names().collect();
         if !mechanisms.is_empty() {
             list += &format!("SASL {}\r\n", mechanisms.join(" "));

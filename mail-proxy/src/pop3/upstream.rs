@@ -32,7 +32,7 @@ pub struct Pop3Dialogue {
     challenges: Challenges,
     /// The words of the greeting, without the timestamp of APOP.
     greeting: String,
-    /// The lines of the list, in the words of RFC 2449; empty: it has none. `None`: it was not heard.
+    /// The lines of the list, in the words of RFC 2449, each with its end; empty: it has none. `None`: it was not heard.
     list: Option<String>,
     /// Everything was said at once because of what was known.
     hurried: bool,
@@ -117,11 +117,7 @@ impl UpstreamDialect for Pop3Dialogue {
             }
             (State::User, Indicator::Ok) => self.say_password(out),
             (State::Message, Indicator::Invitation) => self.say_message(out),
-            (State::Answer, Indicator::Ok) => Some(UpstreamStep::Accepted(Accepted {
-                untagged: Vec::new(),
-                answer: line.to_vec(),
-                ..Accepted::default()
-            })),
+            (State::Answer, Indicator::Ok) => Some(self.accepted(line)),
             (State::User | State::Message | State::Answer, Indicator::Err) => {
                 Some(UpstreamStep::Refused(refusal(self.refused.as_deref().unwrap_or(line))))
             }
@@ -179,7 +175,8 @@ impl Pop3Dialogue {
     }
 
     fn introduce(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let mut known = self.intro.known_for(&self.greeting).unwrap_or_default().split(' ');
+        let known = self.intro.known_for(&self.greeting).unwrap_or_default();
+        let mut known = known.split_ascii_whitespace();
         let overlaps = known.any(|name| name.eq_ignore_ascii_case("PIPELINING"));
         self.hurried = overlaps && !self.intro.slowly && !self.asks_for_list();
         let Some(announcement) = self.announcement() else {
@@ -265,13 +262,23 @@ impl Pop3Dialogue {
         let list = self.list.get_or_insert_default();
         if list.len() + line.len() < MAX_LIST {
             list.push_str(&printable(line));
-            list.push(' ');
+            list.push('\n');
         }
         let mut words = line.split(|&byte| byte == b' ');
         if words.next().is_some_and(|word| word.eq_ignore_ascii_case(b"SASL")) {
             words.for_each(|name| self.mechanisms.insert_named(name));
         }
         None
+    }
+
+    /// What the server lists was heard now, or at an earlier login. One that is known for nothing has an unknown list.
+    fn accepted(&self, line: &[u8]) -> UpstreamStep {
+        let known = self.intro.known_for(&self.greeting).filter(|list| !list.is_empty());
+        UpstreamStep::Accepted(Accepted {
+            answer: line.to_vec(),
+            capabilities: self.list.clone().or_else(|| known.map(str::to_owned)),
+            ..Accepted::default()
+        })
     }
 
     /// Without a list it is tried: the message is said only where the server invites it.

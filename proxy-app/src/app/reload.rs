@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use mail_directory::yaml::{Problems, problem};
 use mail_directory::{Apply, Losses, System};
@@ -11,7 +10,7 @@ use mail_proxy::audit::{Event, Record};
 
 use crate::app::plan::{addresses, check_certificates, check_logs, listeners};
 use crate::app::snapshot::{self, Snapshot};
-use crate::app::state_file::NodeState;
+use crate::app::state_file::{LearnedServers, NodeState};
 use crate::app::{App, changes, group_inputs, routes};
 use crate::config::{self, Config, Listener};
 use crate::node::memory;
@@ -312,7 +311,7 @@ impl App {
     }
 
     fn write_state(&self) {
-        let servers = self.snapshot.load().mail.imap.learned.kept();
+        let servers = LearnedServers::of(&self.snapshot.load().mail);
         let (generations, holds) = (self.history.all(), self.routes.holds().all());
         let state = NodeState::of(&generations, &holds, self.moves.unfinished(), servers);
         self.state_file.write(&state);
@@ -345,8 +344,7 @@ impl App {
 
     /// What mailbox servers have said to a previous process.
     fn take_servers(&self, state: &NodeState) {
-        let snapshot = self.snapshot.load();
-        snapshot.mail.imap.learned.take_over(&state.servers(), Instant::now());
+        state.servers().tell(&self.snapshot.load().mail);
     }
 
     /// Holds that a previous process has begun.

@@ -426,7 +426,11 @@ fn mail_settings(
             } else {
                 pop3_default.greeting
             },
+            shows_learned: is_as_shipped(node, &a::REVERSE_PROXY_POP3_ENABLED_CAPABILITY),
             capabilities: owned(node.list(&a::REVERSE_PROXY_POP3_ENABLED_CAPABILITY)),
+            learned: before
+                .map(|before| before.mail.pop3.learned.clone())
+                .unwrap_or(pop3_default.learned),
             limits: limits(pop3_plain),
         }),
         imap_idle: config.mail.imap_idle,

@@ -6,11 +6,11 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use mail_directory::secret_file;
-use mail_proxy::LearnedServer;
+use mail_proxy::{LearnedServer, Settings};
 use parking_lot::Mutex;
 use route_cache::{Held, Hold};
 use serde::{Deserialize, Serialize};
@@ -34,9 +34,36 @@ pub(crate) struct NodeState {
     /// Moves that have begun and not ended.
     #[serde(default)]
     moves: Vec<Unfinished>,
-    /// What mailbox servers have said of themselves.
+    /// What mailbox servers have said of themselves over IMAP.
     #[serde(default)]
     servers: Vec<OldServer>,
+    /// The same over POP3.
+    #[serde(default)]
+    pop3_servers: Vec<OldServer>,
+}
+
+/// What mailbox servers have said of themselves, over each protocol.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct LearnedServers {
+    imap: Vec<LearnedServer>,
+    pop3: Vec<LearnedServer>,
+}
+
+impl LearnedServers {
+    /// What is known now.
+    pub(crate) fn of(mail: &Settings) -> Self {
+        Self {
+            imap: mail.imap.learned.kept(),
+            pop3: mail.pop3.learned.kept(),
+        }
+    }
+
+    /// Has a process know it that has just begun.
+    pub(crate) fn tell(&self, mail: &Settings) {
+        let now = Instant::now();
+        mail.imap.learned.take_over(&self.imap, now);
+        mail.pop3.learned.take_over(&self.pop3, now);
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -160,37 +187,34 @@ impl NodeState {
         generations: &[Generation],
         holds: &[Hold],
         moves: Vec<Unfinished>,
-        servers: Vec<LearnedServer>,
+        servers: LearnedServers,
     ) -> Self {
-        let old = |server: LearnedServer| OldServer {
-            server: server.server,
-            capabilities: server.list,
-            names: server.names,
-        };
+        let old = |servers: Vec<LearnedServer>| servers.into_iter().map(OldServer::of).collect();
         Self {
             version: VERSION,
             generations: generations.iter().map(OldGeneration::of).collect(),
             holds: holds.iter().map(OldHold::of).collect(),
             moves,
-            servers: servers.into_iter().map(old).collect(),
+            servers: old(servers.imap),
+            pop3_servers: old(servers.pop3),
         }
     }
 
     fn without_servers(&self) -> Self {
         Self {
             servers: Vec::new(),
+            pop3_servers: Vec::new(),
             ..self.clone()
         }
     }
 
     /// What mailbox servers have said of themselves.
-    pub(crate) fn servers(&self) -> Vec<LearnedServer> {
-        let servers = self.servers.iter().map(|old| LearnedServer {
-            server: old.server.clone(),
-            list: old.capabilities.clone(),
-            names: old.names.clone(),
-        });
-        servers.collect()
+    pub(crate) fn servers(&self) -> LearnedServers {
+        let again = |servers: &[OldServer]| servers.iter().map(OldServer::again).collect();
+        LearnedServers {
+            imap: again(&self.servers),
+            pop3: again(&self.pop3_servers),
+        }
     }
 
     /// The configurations of previous processes, the newest first.
@@ -207,6 +231,24 @@ impl NodeState {
     pub(crate) fn holds(&self) -> Vec<Hold> {
         let holds = self.holds.iter().filter_map(OldHold::again);
         holds.filter(|hold| hold.until > SystemTime::now()).collect()
+    }
+}
+
+impl OldServer {
+    fn of(server: LearnedServer) -> Self {
+        Self {
+            server: server.server,
+            capabilities: server.list,
+            names: server.names,
+        }
+    }
+
+    fn again(&self) -> LearnedServer {
+        LearnedServer {
+            server: self.server.clone(),
+            list: self.capabilities.clone(),
+            names: self.names.clone(),
+        }
     }
 }
 
@@ -299,12 +341,16 @@ mod tests {
             },
             since: 7,
         };
-        let server = LearnedServer {
-            server: "store1:143".to_owned(),
-            list: "IMAP4rev1 MOVE".to_owned(),
+        let server = |server: &str, list: &str| LearnedServer {
+            server: server.to_owned(),
+            list: list.to_owned(),
             names: vec!["mail.a.test".to_owned()],
         };
-        NodeState::of(&[generation], &holds, vec![left], vec![server])
+        let servers = LearnedServers {
+            imap: vec![server("store1:143", "IMAP4rev1 MOVE")],
+            pop3: vec![server("store1:110", "TOP\nUIDL\n")],
+        };
+        NodeState::of(&[generation], &holds, vec![left], servers)
     }
 
     #[test]
@@ -322,7 +368,8 @@ mod tests {
         assert_eq!(back.moves(), state.moves());
         assert!(back.moves()[0].changing);
         assert_eq!(back.servers(), state.servers());
-        assert_eq!(back.servers()[0].names, ["mail.a.test"]);
+        assert_eq!(back.servers().imap[0].names, ["mail.a.test"]);
+        assert_eq!(back.servers().pop3[0].list, "TOP\nUIDL\n");
     }
 
     /// A file that is longer than one that is read would have been written for nothing, with the holds in it.
@@ -341,7 +388,7 @@ mod tests {
             let state = of_length(length);
             file.write(&state);
             let back = file.read();
-            assert_eq!(back.servers().len(), servers, "{length}");
+            assert_eq!(back.servers().imap.len(), servers, "{length}");
             assert_eq!(back.holds(), state.holds());
         }
     }
