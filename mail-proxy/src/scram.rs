@@ -24,6 +24,8 @@ const MAX_NONCE: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientFirst {
     message: Vec<u8>,
+    /// The name as it was typed, in lower case as far as it is ASCII.
+    name: Vec<u8>,
     nonce: Vec<u8>,
     could_bind: bool,
 }
@@ -43,6 +45,7 @@ impl ClientFirst {
         let (nonce, (user, authzid)) = Self::parse_bare(bare, header.authzid)?;
         let first = Self {
             message: message.to_vec(),
+            name: user.to_ascii_lowercase(),
             nonce,
             could_bind: header.could_bind,
         };
@@ -220,7 +223,7 @@ impl Decoys {
         let Some(added) = said.nonce.strip_prefix(first.nonce.as_slice()) else {
             return;
         };
-        let (user, salt) = (self.hash(&[user.as_bytes()]), self.hash(&[&said.salt]));
+        let (user, salt) = (self.hash(&[user.as_bytes(), &first.name]), self.hash(&[&said.salt]));
         let mut seen = self.seen.lock();
         let before = seen.salts.iter().position(|(other, _)| *other == user);
         let before = before.and_then(|place| seen.salts.remove(place));
@@ -239,13 +242,15 @@ impl Decoys {
         };
     }
 
-    /// A server's first message for this user, as the mailbox servers would say it.
+    /// A server's first message for this user, as the mailbox servers would say it. A name that is typed in another form
+    /// gets another salt, whether it is that of an account or not: a server reads names as they are typed, but for their
+    /// case, and has no salt for what it does not know.
     pub(crate) fn first(&self, user: &str, first: &ClientFirst) -> Vec<u8> {
         let look = self.seen.lock().look;
         let turn = self.count.fetch_add(1, Ordering::Relaxed).to_le_bytes();
         let salt = match look.salts_change {
-            true => self.octets(&[b"salt", user.as_bytes(), &turn], look.salt),
-            false => self.octets(&[b"salt", user.as_bytes()], look.salt),
+            true => self.octets(&[b"salt", user.as_bytes(), &first.name, &turn], look.salt),
+            false => self.octets(&[b"salt", user.as_bytes(), &first.name], look.salt),
         };
         let alphabet: Vec<u8> = match look.is_base64 {
             true => (b'A'..=b'Z')
@@ -377,6 +382,28 @@ mod tests {
             Decoys::default().first("a@x.test", &first)[70..],
             say("a@x.test").as_bytes()[70..]
         );
+    }
+
+    /// A server knows an account by one form of its name, and a salt is made up for the others: from that it follows that
+    /// there is one, if a name without account had the same salt in all forms.
+    #[test]
+    fn each_form_of_a_name_has_a_salt_of_its_own() {
+        let decoys = Decoys::default();
+        let salt = |typed: &str| {
+            let message = decoys.first("bob@xn--bcher-kva.test", &client(&format!("n,,n={typed},r=fyko")));
+            let message = String::from_utf8(message).expect("ASCII");
+            message.split(',').nth(1).map(str::to_owned)
+        };
+        let plain = salt("bob@xn--bcher-kva.test");
+        assert_eq!(salt("Bob@XN--Bcher-kva.TEST"), plain);
+        for other in [
+            "bob",
+            "bob@b\u{fc}cher.test",
+            "bob@xn--bcher-kva.test/tb",
+            " bob@xn--bcher-kva.test",
+        ] {
+            assert_ne!(salt(other), plain, "{other}");
+        }
     }
 
     #[test]
