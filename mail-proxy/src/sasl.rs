@@ -223,6 +223,8 @@ pub(crate) fn encode_token(mechanism: Mechanism, user: &str, token: &[u8]) -> Se
 
 #[cfg(test)]
 mod tests {
+    use mail_directory::names;
+
     use super::*;
 
     /// Sends `responses` (before base64) and tells where that leads.
@@ -250,6 +252,40 @@ mod tests {
             }
         }
         assert_eq!(found, expected, "{mechanism:?} {responses:?}");
+    }
+
+    /// LOGIN, PLAIN, SCRAM and EXTERNAL look for the same account, however the domain and the letters are written.
+    #[test]
+    fn names_of_any_alphabet_are_one_by_every_mechanism() {
+        let canonical = "zo\u{eb}@xn--bcher-kva.test";
+        for typed in [
+            canonical,
+            "zo\u{eb}@b\u{fc}cher.test",
+            "ZOE\u{308}@bu\u{308}cher.test",
+            "\u{ff5a}o\u{eb}@B\u{dc}CHER\u{3002}test",
+        ] {
+            let by_command = Credentials::parse(Mechanism::Login, typed.as_bytes(), b"secret");
+            let by_sasl = [
+                ("PLAIN", format!("\0{typed}\0secret")),
+                ("PLAIN", format!("{typed}\0{canonical}\0secret")),
+                ("SCRAM-SHA-256", format!("n,,n={typed},r=fyko")),
+                ("SCRAM-SHA-256", format!("n,a={canonical},n={typed},r=fyko")),
+                ("EXTERNAL", typed.to_owned()),
+                ("OAUTHBEARER", format!("n,a={typed},\x01auth=Bearer t\x01\x01")),
+            ];
+            let by_sasl = by_sasl.map(|(name, message)| {
+                let mechanism = Mechanism::of_sasl(name.as_bytes()).expect("a known mechanism");
+                match Exchange::begin(mechanism).map(|exchange| exchange.message(message.as_bytes())) {
+                    Some(Progress::Done(parsed)) => parsed,
+                    other => panic!("{name} {message:?}: {other:?}"),
+                }
+            });
+            for parsed in by_sasl.into_iter().chain([by_command]) {
+                let credentials = parsed.expect("a good name");
+                assert_eq!(names::account(&credentials.user), canonical, "{credentials:?}");
+                assert_eq!(credentials.authenticating_as, None, "{credentials:?}");
+            }
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::cell::OnceCell;
 
 use anyhow::{Context, Result, ensure};
+use openssl::base64::encode_block;
 use portico_tests::certs::{Authority, Pair};
 use portico_tests::config::{Directory, Node};
 use portico_tests::dovecot::Login;
-use portico_tests::town::{FRONT, people};
+use portico_tests::town::{FRONT, Person, people};
 use portico_tests::wire::Wire;
 
 use crate::scene::{Scene, play_with};
@@ -15,6 +16,8 @@ const MASTER: Login<'_> = Login {
     name: "portico",
     password: b"m4ster c4n4ry",
 };
+
+const EVE: &str = "eve@xn--bcher-kva.example";
 
 /// The certificates of clients.
 struct Shown {
@@ -28,6 +31,8 @@ struct Shown {
     bob: Pair,
     /// Whose only name has no domain.
     short: Pair,
+    /// Of an international domain.
+    eve: Pair,
 }
 
 fn play_external(test: impl FnOnce(&mut Scene, &Shown) -> Result<()>) -> Result<()> {
@@ -39,8 +44,10 @@ fn play_external_with(
     test: impl FnOnce(&mut Scene, &Shown) -> Result<()>,
 ) -> Result<()> {
     let shown = OnceCell::new();
+    let mut people = people();
+    people.push(Person::new(EVE, 1, "eve-c4n4ry-five"));
     play_with(
-        people(),
+        people,
         |town, node, directory| {
             let dir = town.ca.file().with_file_name("clients");
             let strangers = dir.join("strangers");
@@ -53,6 +60,7 @@ fn play_external_with(
                 foreign: Authority::called("clients", &strangers)?.client_of("Alice", "alice@a.example")?,
                 bob: ca.client_of("bob@a.example", "robert@elsewhere.example")?,
                 short: ca.client("alice")?,
+                eve: ca.client_of("Eve", EVE)?,
             };
             let _first = shown.set(made);
             let password = dir.join("master.password");
@@ -126,6 +134,20 @@ fn a_certificate_is_a_login() -> Result<()> {
         ensure!(!said.contains("EXTERNAL"), "{said}");
         let printed = scene.portico.output();
         ensure!(!printed.contains("mail.master: warning"), "{printed}");
+        Ok(())
+    })
+}
+
+/// The domain of the authorization identity may be written in letters, and the certificate has it in A-labels.
+#[test]
+fn a_name_is_the_same_in_letters() -> Result<()> {
+    play_external(|scene, shown| {
+        scene.deliver_marks()?;
+        for typed in [EVE, "Eve@b\u{fc}cher.example", "eve@BU\u{308}CHER.example"] {
+            let mut imap = imaps(scene, &shown.eve)?;
+            imap.imap_ok(&format!("q1 AUTHENTICATE EXTERNAL {}", encode_block(typed.as_bytes())))?;
+            scene.is_inbox_of(&mut imap, "eve")?;
+        }
         Ok(())
     })
 }

@@ -124,14 +124,15 @@ fn an_exchange_reaches_the_right_store() -> Result<()> {
     play_scram(|scene| {
         scene.deliver_marks()?;
         for mechanism in MECHANISMS {
-            for local in ["alice", "bob"] {
+            for (local, typed) in [("alice", "Alice@A.Example"), ("bob", "bob@a.example")] {
                 let person = scene.town.person(local)?.clone();
-                let mut client = Client::new(mechanism, &person.name, &person.password());
+                let mut client = Client::new(mechanism, typed, &person.password());
                 let mut imap = scene.imaps()?;
                 imap.say(&format!("q1 AUTHENTICATE {mechanism} {}", client.first()))?;
                 let said = client.play(&mut imap)?;
                 ensure!(said.starts_with("q1 OK"), "{said}");
                 scene.is_inbox_of(&mut imap, local)?;
+                let mut client = Client::new(mechanism, &person.name, &person.password());
                 let mut pop = scene.pop3s()?;
                 pop.say(&format!("AUTH {mechanism}"))?;
                 ensure!(challenge(&mut pop)?.is_empty(), "no invitation");
