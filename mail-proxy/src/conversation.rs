@@ -7,6 +7,7 @@ use mail_directory::Secret;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use crate::credentials::Proof;
 use crate::login_failure::LoginFailure;
 
 /// How long after its first message a client hears the first one of the server. A server that is asked answers sooner;
@@ -23,16 +24,32 @@ pub(crate) struct Challenge {
 
 /// The attempt's end.
 pub(crate) struct Conversation {
-    to: mpsc::Sender<Challenge>,
+    to: Option<mpsc::Sender<Challenge>>,
     /// Whether the client has had a message: what it says from then on is meant for one server only.
     pub(crate) begun: bool,
 }
 
+/// The dialogue's end.
+pub(crate) struct Messages(Option<mpsc::Receiver<Challenge>>);
+
+impl Messages {
+    /// The next message. `None`: there is none any more.
+    pub(crate) async fn next(&mut self) -> Option<Challenge> {
+        self.0.as_mut()?.recv().await
+    }
+
+    /// Takes no more.
+    pub(crate) fn close(&mut self) {
+        self.0 = None;
+    }
+}
+
 impl Conversation {
-    /// Both ends.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Challenge>) {
-        let (to, challenges) = mpsc::channel(1);
-        (Self { to, begun: false }, challenges)
+    /// Both ends. Only an exchange has messages to hold; all other logins need no way for them.
+    pub(crate) fn about(proof: &Proof) -> (Self, Messages) {
+        let way = matches!(proof, Proof::Exchange(_)).then(|| mpsc::channel(1));
+        let (to, messages) = way.unzip();
+        (Self { to, begun: false }, Messages(messages))
     }
 
     /// Says a message to the client, the first one not before `from`, and waits for its answer.
@@ -44,8 +61,9 @@ impl Conversation {
             sleep_until(from).await;
             self.begun = true;
         }
+        let to = self.to.as_ref().ok_or(LoginFailure::Withdrawn)?;
         let (answer, answered) = oneshot::channel();
-        let said = self.to.send(Challenge { message, answer }).await;
+        let said = to.send(Challenge { message, answer }).await;
         said.map_err(|_| LoginFailure::Withdrawn)?;
         answered.await.map_err(|_| LoginFailure::Withdrawn)
     }

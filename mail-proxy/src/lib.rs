@@ -41,7 +41,7 @@ pub use connection::{BoxStream, CertificateNames, Client, ConnectionFacts, Strea
 pub use credentials::{Credentials, Master, Proof, Rejected, login_name};
 pub use environment::{ConnectError, Connection, NewSession, SessionEnv, SessionLimits, Settings, Transport};
 pub use handle::{AwaitsClient, CloseReason, ConnectionHandle, Drain, LoggedIn, LoginSlot, Totals, WaitsForUs};
-pub use known_servers::{KnownServer, KnownServers};
+pub use known_servers::{KnownServer, KnownServers, Said};
 pub use learned::{LearnedCapabilities, LearnedServer};
 pub use login::{LoginDialect, LoginDriver, LoginLimits, Texts};
 pub use machine::{

@@ -4,11 +4,12 @@
 //! answers however they are cut.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use mail_directory::Secret;
 
 use crate::credentials::{Credentials, Rejected};
-use crate::known_servers::KnownServer;
+use crate::known_servers::{KnownServer, Said};
 use crate::login_failure::LoginFailure;
 use crate::mechanism::Mechanism;
 use crate::server_refusal::Refusal;
@@ -172,7 +173,7 @@ pub struct Introduction {
     /// Whether TLS must begin before anything is said, with STARTTLS or STLS.
     pub starttls: bool,
     /// What the server has said of itself at earlier logins.
-    pub known: Option<KnownServer>,
+    pub known: Option<Arc<KnownServer>>,
     /// Whether one command is said after the other, whatever is known: the server has answered oddly.
     pub slowly: bool,
 }
@@ -216,12 +217,8 @@ pub trait UpstreamMachine: Send {
     /// TLS has begun, as [`UpstreamStep::StartTls`] wanted: goes on, appending what is to be sent to `out`.
     fn secured(&mut self, out: &mut Vec<u8>) -> UpstreamStep;
 
-    /// What the server has said of itself, if that is worth to be known at the next login.
-    fn heard(&self) -> Option<KnownServer>;
-
-    /// Whether the login went out together with what stands before it because of what was known, so that an odd answer
-    /// may come from that.
-    fn hurried(&self) -> bool;
+    /// What the server has said of itself so far.
+    fn heard(&self) -> &Said;
 
     /// Whether an answer is awaited that needs no thought, and behind which more has been said already: a server that is
     /// silent here has dropped the rest.

@@ -36,6 +36,10 @@ static IMAP_FAREWELL: Farewell = Farewell {
 /// How long we try to hand over the last words before a connection is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long a client may take for its answer within an exchange. A mailbox server waits with it, for somebody who has
+/// proved nothing yet.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// Takes one connection from greeting to end.
 pub fn serve(connection: Connection, env: SessionEnv) -> impl Future<Output = ()> + Send {
     // The dialogue before login is large and short, the relay small and long: the first is boxed, so that the
@@ -288,7 +292,7 @@ impl Dialogue {
                     Err(LoginFailure::Withdrawn) => return Ok(None),
                     Err(failure) => break failure,
                 },
-                Some(challenge) = attempt.challenges.recv() => challenge,
+                Some(challenge) = attempt.messages.next() => challenge,
                 left = abandoned(&mut self.stream, self.machine.as_mut(), &mut self.env.drain, live) => {
                     self.leave_behind(attempt, left.waiting());
                     return Err(left);
@@ -315,8 +319,15 @@ impl Dialogue {
     /// Says a message of the mailbox server to the client, and hands its answer back. While the client thinks, the time
     /// is its own; our work before that was not.
     async fn relay(&mut self, challenge: Challenge, begun: Instant) -> Result<(), EarlyEnd> {
+        let deadline = self.deadline + begun.elapsed();
+        self.deadline = deadline.min(Instant::now() + ANSWER);
+        let relayed = self.relay_in_time(challenge).await;
+        self.deadline = deadline;
+        relayed
+    }
+
+    async fn relay_in_time(&mut self, challenge: Challenge) -> Result<(), EarlyEnd> {
         let Challenge { message, answer } = challenge;
-        self.deadline += begun.elapsed();
         self.machine.challenge(&message, &mut self.out);
         loop {
             self.flush().await?;

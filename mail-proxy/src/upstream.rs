@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use mail_directory::Secret;
 
 use crate::credentials::Proof;
-use crate::known_servers::KnownServer;
+use crate::known_servers::Said;
 use crate::line::{self, Input, LineSearch};
 use crate::login_failure::one_line;
 use crate::machine::{Accepted, Introduction, UpstreamMachine, UpstreamStep};
@@ -39,10 +39,7 @@ pub trait UpstreamDialect: Debug + Send {
     fn secured(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep>;
 
     /// As [`UpstreamMachine::heard`].
-    fn heard(&self) -> Option<KnownServer>;
-
-    /// As [`UpstreamMachine::hurried`].
-    fn hurried(&self) -> bool;
+    fn heard(&self) -> &Said;
 
     /// As [`UpstreamMachine::is_overlapping`].
     fn is_overlapping(&self) -> bool;
@@ -130,12 +127,8 @@ impl<D: UpstreamDialect> UpstreamMachine for UpstreamDriver<D> {
         }
     }
 
-    fn heard(&self) -> Option<KnownServer> {
+    fn heard(&self) -> &Said {
         self.dialect.heard()
-    }
-
-    fn hurried(&self) -> bool {
-        self.dialect.hurried()
     }
 
     fn is_overlapping(&self) -> bool {

@@ -13,13 +13,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mail_directory::file::YamlDirectory;
-use mail_directory::{AccountBy, Directory, DirectoryError, Entry, Secret, System};
+use mail_directory::{AccountBy, Directory, DirectoryError, Entry, Secret, System, Touched};
 use mail_proxy::audit::{Audit, EndedBy, Event, Outcome, Record};
 use mail_proxy::throttle::{Rule, Throttle, ThrottleSettings};
 use mail_proxy::{
@@ -27,7 +27,7 @@ use mail_proxy::{
     Decoys, Drain, LoginLimits, LoginSlot, Master, Mechanism, Protocol, ProxyVersion, ServerRule, ServerRules,
     SessionEnv, Settings, StartTls, TlsFacts, Transport, imap, pop3, serve,
 };
-use route_cache::{Route, RouteCache};
+use route_cache::{Held, Hold, Route, RouteCache};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -409,6 +409,7 @@ struct Stage {
     connects: Arc<AtomicUsize>,
     drain: watch::Sender<Drain>,
     live: Arc<ConnectionHandle>,
+    routes: Arc<RouteCache>,
     session: tokio::task::JoinHandle<()>,
 }
 
@@ -427,6 +428,8 @@ struct Plan {
     wait: Option<u64>,
     /// The mailbox server's words are kept from the client.
     own_words: bool,
+    /// Seconds that a mailbox server may take for a login, if not 120.
+    patience: Option<u64>,
     /// What is known of servers.
     known: Arc<mail_proxy::KnownServers>,
     /// The mailbox servers must begin TLS with STARTTLS.
@@ -496,6 +499,7 @@ fn stage(plan: Plan) -> Stage {
         connects,
         drain,
         live,
+        routes: env.routes.clone(),
         session: tokio::spawn(serve(connection, env)),
     }
 }
@@ -533,6 +537,7 @@ fn environment(
         audit: records.clone(),
         settings: Arc::new(Settings {
             auth_wait: Duration::from_secs(plan.wait.unwrap_or(10)),
+            upstream_login: Duration::from_secs(plan.patience.unwrap_or(120)),
             pass_errors: !plan.own_words,
             known: plan.known.clone(),
             master: plan.certificate.map(|_| Arc::new(master())),
@@ -1986,7 +1991,66 @@ async fn an_exchange_goes_on_elsewhere_only_before_it_has_begun() {
     assert_eq!(records[1].route.as_deref(), Some("two.example:7143"));
 }
 
-/// The time that the client takes for its proof is not the server's, and has an end.
+/// What happens while the client is thinking: a hold begins. No move waits for the client, and so its login waits for the
+/// move, and goes on only where the account has stayed.
+#[tokio::test(start_paused = true)]
+async fn an_exchange_goes_on_behind_a_hold_only_at_the_right_server() {
+    for (moves, ends, expected) in [
+        (false, true, "+ dj1RUT09"),
+        (true, true, "a NO [UNAVAILABLE]"),
+        (false, false, "a NO [UNAVAILABLE] held"),
+    ] {
+        let mut s = stage(Plan {
+            one: Some(Store::Scram(0)),
+            moves,
+            ..Plan::default()
+        });
+        s.expect("* OK").await;
+        s.scram("alice@a.example").await;
+        assert!(!s.live.is_asking(|_| true));
+        let now = SystemTime::now();
+        let hold = Hold {
+            held: Held::Account("alice@a.example".to_owned()),
+            reason: "test".to_owned(),
+            since: now,
+            until: now + Duration::from_secs(60),
+        };
+        s.routes.holds().begin(hold.clone()).unwrap();
+        let alice = Touched {
+            names: vec!["alice@a.example".to_owned()],
+            ids: Vec::new(),
+        };
+        s.routes.forget_accounts(&[alice]);
+        if ends {
+            s.routes.holds().release(&hold.held);
+        }
+        s.prove(RIGHT_PROOF).await;
+        s.expect(expected).await;
+        drop(s.ended().await);
+    }
+}
+
+/// The time that the client takes for its proof is not the server's.
+#[tokio::test(start_paused = true)]
+async fn a_server_is_not_charged_with_the_time_of_a_client() {
+    let mut s = stage(Plan {
+        one: Some(Store::Scram(0)),
+        patience: Some(5),
+        ..Plan::default()
+    });
+    s.expect("* OK").await;
+    s.scram("alice@a.example").await;
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    s.prove(RIGHT_PROOF).await;
+    s.expect("+ dj1RUT09").await;
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    s.say("\r\n").await;
+    s.expect("a OK hello").await;
+    let records = s.ended().await;
+    assert!(records[0].ms_login.is_some_and(|ms| ms < 1000), "{:?}", records[0]);
+}
+
+/// The time that the client takes for its proof has an end.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_never_proves_anything_is_sent_away() {
     for user in ["alice@a.example", "nobody@a.example"] {
@@ -1998,7 +2062,7 @@ async fn a_client_that_never_proves_anything_is_sent_away() {
         s.scram(user).await;
         let begun = Instant::now();
         s.expect("* BYE login takes too long").await;
-        assert_eq!(begun.elapsed().as_secs(), 60);
+        assert_eq!(begun.elapsed().as_secs(), 15);
         let records = s.ended().await;
         assert_eq!(records[0].outcome, Some(Outcome::ClientGone), "{records:#?}");
     }

@@ -629,10 +629,11 @@ fn introduce(intro: &mut Introduction, key: &str, value: &str) {
         "known" => {
             intro.slowly = false;
             let (greeting, capabilities) = value.split_once(" | ").expect("greeting | capabilities");
-            intro.known = Some(KnownServer {
+            intro.known = Some(Arc::new(KnownServer {
                 greeting: greeting.to_owned(),
                 capabilities: capabilities.to_owned(),
-            });
+                keeps_up: false,
+            }));
         }
         "slowly" => intro.slowly = value == "on",
         "starttls" => intro.starttls = value == "on",

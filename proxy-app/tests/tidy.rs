@@ -106,10 +106,9 @@ const FLOORS: [(&str, &[&[&str]]); 4] = [
             &["machine", "sasl"],
             &["credentials", "relay", "scratch"],
             &["connection", "login_failure"],
-            &["audit"],
+            &["audit", "known_servers"],
             &[
                 "handle",
-                "known_servers",
                 "learned",
                 "line",
                 "mechanism",

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::capabilities::list_of;
 use super::quoted;
 use super::response_code::{code, has_code};
-use crate::known_servers::KnownServer;
+use crate::known_servers::Said;
 use crate::line;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
@@ -51,12 +51,7 @@ pub struct ImapDialogue {
     challenges: Challenges,
     /// Octets to come of a literal in an untagged line, which is for nobody.
     literal: Option<usize>,
-    /// The words of the greeting.
-    greeting: String,
-    /// The list of capabilities that came behind it.
-    list: Option<String>,
-    /// The login went out with ID because of what was known.
-    hurried: bool,
+    heard: Said,
 }
 
 /// Named by what is awaited.
@@ -104,9 +99,7 @@ impl ImapUpstream {
             answer: Vec::new(),
             challenges: Challenges::default(),
             literal: None,
-            greeting: String::new(),
-            list: None,
-            hurried: false,
+            heard: Said::default(),
         })
     }
 }
@@ -147,19 +140,12 @@ impl UpstreamDialect for ImapDialogue {
         self.introduce(out)
     }
 
-    fn heard(&self) -> Option<KnownServer> {
-        Some(KnownServer {
-            greeting: self.greeting.clone(),
-            capabilities: self.list.clone()?,
-        })
-    }
-
-    fn hurried(&self) -> bool {
-        self.hurried
+    fn heard(&self) -> &Said {
+        &self.heard
     }
 
     fn is_overlapping(&self) -> bool {
-        self.hurried && self.state == State::IdThenAnswer
+        self.heard.hurried && self.state == State::IdThenAnswer
     }
 
     fn phase(&self) -> &'static str {
@@ -218,7 +204,7 @@ impl ImapDialogue {
     fn learn(&mut self, text: &[u8]) {
         if let Some(can) = Capabilities::of_code(text) {
             self.can = Some(can);
-            self.list = code(text).and_then(|code| Some(code.split_once(' ')?.1.to_owned()));
+            self.heard.list = code(text).and_then(|code| Some(code.split_once(' ')?.1.to_owned()));
         }
     }
 
@@ -229,7 +215,7 @@ impl ImapDialogue {
         if word(text).eq_ignore_ascii_case(b"CAPABILITY") {
             let list = String::from_utf8_lossy(text);
             self.can = Some(Capabilities::parse(&list));
-            self.list = Some(list.into_owned());
+            self.heard.list = Some(list.into_owned());
         }
         match has_code(text, "ALERT") {
             true => self.keep(line),
@@ -271,7 +257,7 @@ impl ImapDialogue {
             return Some(unsaid);
         }
         self.can = Capabilities::of_code(text);
-        self.greeting = printable(text);
+        self.heard.greeting = printable(text);
         if self.intro.starttls {
             if self.can.is_some_and(|can| !can.starttls) {
                 return Some(broken(NO_STARTTLS));
@@ -285,11 +271,14 @@ impl ImapDialogue {
 
     fn introduce(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if self.can.is_none() && !self.intro.slowly {
-            let known = self.intro.known_for(&self.greeting).filter(|list| !list.is_empty());
+            let known = self
+                .intro
+                .known_for(&self.heard.greeting)
+                .filter(|list| !list.is_empty());
             self.can = known.map(Capabilities::parse);
             // A list by which the login cannot be said at once is of no use, and may be another one by now.
-            self.hurried = self.can.is_some() && self.forbids().is_none() && self.can_at_once();
-            self.can = self.can.filter(|_| self.hurried);
+            self.heard.hurried = self.can.is_some() && self.forbids().is_none() && self.can_at_once();
+            self.can = self.can.filter(|_| self.heard.hurried);
         }
         let Some(id) = self.id_command() else {
             return self.begin(out);

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use crate::known_servers::KnownServer;
+use crate::known_servers::Said;
 use crate::machine::{Accepted, Introduction, UpstreamStep};
 use crate::mechanism::{Mechanism, Mechanisms};
 use crate::referral::Referral;
@@ -30,12 +30,7 @@ pub struct Pop3Dialogue {
     /// The SASL mechanisms of the server's list.
     mechanisms: Mechanisms,
     challenges: Challenges,
-    /// The words of the greeting, without the timestamp of APOP.
-    greeting: String,
-    /// The lines of the list, in the words of RFC 2449, each with its end; empty: it has none. `None`: it was not heard.
-    list: Option<String>,
-    /// Everything was said at once because of what was known.
-    hurried: bool,
+    heard: Said,
     /// Why the name was refused to which the password belongs that was said with it.
     refused: Option<Vec<u8>>,
 }
@@ -67,9 +62,7 @@ impl Pop3Upstream {
             state: State::Banner,
             mechanisms: Mechanisms::default(),
             challenges: Challenges::default(),
-            greeting: String::new(),
-            list: None,
-            hurried: false,
+            heard: Said::default(),
             refused: None,
         })
     }
@@ -87,7 +80,7 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::Banner, Indicator::Ok) => self.greeted(line, out),
             (State::Banner, Indicator::Err) => Some(UpstreamStep::Refused(turned_away(line))),
             // Any answer will do: it is an offer, and the login decides.
-            (State::Xoip, Indicator::Ok | Indicator::Err) if self.hurried => {
+            (State::Xoip, Indicator::Ok | Indicator::Err) if self.heard.hurried => {
                 self.state = State::User;
                 None
             }
@@ -99,15 +92,15 @@ impl UpstreamDialect for Pop3Dialogue {
             // No list at all: the password is said only where the server invites it.
             (State::Capa, Indicator::Err) if self.intro.needs_sasl() => self.authenticate_unlisted(out),
             (State::Capa, Indicator::Err) => {
-                self.list = Some(String::new());
+                self.heard.list = Some(String::new());
                 self.say_name(out)
             }
-            (State::User, Indicator::Ok) if self.hurried => {
+            (State::User, Indicator::Ok) if self.heard.hurried => {
                 self.state = State::Answer;
                 None
             }
             // The password was said with the name, and has an answer, too.
-            (State::User, Indicator::Err) if self.hurried => {
+            (State::User, Indicator::Err) if self.heard.hurried => {
                 self.refused = Some(line.to_vec());
                 self.state = State::Answer;
                 None
@@ -135,19 +128,12 @@ impl UpstreamDialect for Pop3Dialogue {
         self.introduce(out)
     }
 
-    fn heard(&self) -> Option<KnownServer> {
-        Some(KnownServer {
-            greeting: self.greeting.clone(),
-            capabilities: self.list.clone()?,
-        })
-    }
-
-    fn hurried(&self) -> bool {
-        self.hurried
+    fn heard(&self) -> &Said {
+        &self.heard
     }
 
     fn is_overlapping(&self) -> bool {
-        self.hurried && matches!(self.state, State::Xoip | State::User)
+        self.heard.hurried && matches!(self.state, State::Xoip | State::User)
     }
 
     fn phase(&self) -> &'static str {
@@ -165,7 +151,7 @@ impl Pop3Dialogue {
         if let Err(unsaid) = self.intro.can_be_said() {
             return Some(unsaid);
         }
-        self.greeting = without_timestamp(&printable(line));
+        self.heard.greeting = without_timestamp(&printable(line));
         if self.intro.starttls {
             out.extend_from_slice(b"STLS\r\n");
             self.state = State::Stls;
@@ -175,15 +161,15 @@ impl Pop3Dialogue {
     }
 
     fn introduce(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let known = self.intro.known_for(&self.greeting).unwrap_or_default();
+        let known = self.intro.known_for(&self.heard.greeting).unwrap_or_default();
         let mut known = known.split_ascii_whitespace();
         let overlaps = known.any(|name| name.eq_ignore_ascii_case("PIPELINING"));
-        self.hurried = overlaps && !self.intro.slowly && !self.asks_for_list();
+        self.heard.hurried = overlaps && !self.intro.slowly && !self.asks_for_list();
         let Some(announcement) = self.announcement() else {
             return self.begin(out);
         };
         out.extend_from_slice(announcement.as_bytes());
-        if self.hurried {
+        if self.heard.hurried {
             self.say_all(out);
         }
         self.state = State::Xoip;
@@ -229,8 +215,8 @@ impl Pop3Dialogue {
     /// own list has PLAIN (RFC 5034 section 3). Only AUTH can carry a token, or log in to another user's mailbox: USER
     /// has no words for that.
     fn begin(&mut self, out: &mut Vec<u8>) -> Option<UpstreamStep> {
-        let is_known = self.intro.slowly || self.intro.known_for(&self.greeting).is_some();
-        if self.hurried {
+        let is_known = self.intro.slowly || self.intro.known_for(&self.heard.greeting).is_some();
+        if self.heard.hurried {
             self.say_all(out);
             return None;
         }
@@ -247,7 +233,7 @@ impl Pop3Dialogue {
     /// ```
     fn listed(&mut self, line: &[u8], out: &mut Vec<u8>) -> Option<UpstreamStep> {
         if line == b"." {
-            self.list.get_or_insert_default();
+            self.heard.list.get_or_insert_default();
             if !self.asks_for_list() {
                 return self.say_name(out);
             }
@@ -259,7 +245,7 @@ impl Pop3Dialogue {
                 },
             };
         }
-        let list = self.list.get_or_insert_default();
+        let list = self.heard.list.get_or_insert_default();
         if list.len() + line.len() < MAX_LIST {
             list.push_str(&printable(line));
             list.push('\n');
@@ -273,10 +259,13 @@ impl Pop3Dialogue {
 
     /// What the server lists was heard now, or at an earlier login. One that is known for nothing has an unknown list.
     fn accepted(&self, line: &[u8]) -> UpstreamStep {
-        let known = self.intro.known_for(&self.greeting).filter(|list| !list.is_empty());
+        let known = self
+            .intro
+            .known_for(&self.heard.greeting)
+            .filter(|list| !list.is_empty());
         UpstreamStep::Accepted(Accepted {
             answer: line.to_vec(),
-            capabilities: self.list.clone().or_else(|| known.map(str::to_owned)),
+            capabilities: self.heard.list.clone().or_else(|| known.map(str::to_owned)),
             ..Accepted::default()
         })
     }
