@@ -24,12 +24,12 @@ use crate::admin::json;
 use crate::scene::Scene;
 
 /// How long an order may take, on a machine with other things to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The domain that has no certificate of the usual town.
-const DOMAIN: &str = "d.example";
-const MAIL: &str = "mail.d.example";
-const IMAP: &str = "imap.d.example";
-const BAD: &str = "bad.d.example";
+pub(crate) const DOMAIN: &str = "d.example";
+pub(crate) const MAIL: &str = "mail.d.example";
+pub(crate) const IMAP: &str = "imap.d.example";
+pub(crate) const BAD: &str = "bad.d.example";
 
 /// Plays a test with a domain of these names, and an authority. `change` gets its entry.
 fn play(
@@ -43,16 +43,7 @@ fn play(
         let mut pebble = Pebble::start(stage, &town.ca, town.endpoints.http.port())?;
         let (mut node, mut directory) = (town.node(), town.directory());
         let key_file = stage.path().join("acme.key");
-        node.more.push((
-            "acme".to_owned(),
-            format!(
-                "{{directory_url: '{}', ca_file: {}, account_key_file: {}, contact: [admin@a.example], \
-                 accept_terms_of_service: true}}",
-                pebble.directory_url(),
-                town.ca.file().display(),
-                key_file.display()
-            ),
-        ));
+        node.more.push(acme_section(&pebble.directory_url(), &town, &key_file));
         let entry = directory.domain(DOMAIN);
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         entry.insert("zimbraVirtualHostname".into(), Value::List(names));
@@ -74,19 +65,30 @@ fn play(
     })
 }
 
+/// The section of a node file for an authority that is known by the usual one.
+pub(crate) fn acme_section(url: &str, town: &Town, key_file: &Path) -> (String, String) {
+    let section = format!(
+        "{{directory_url: '{url}', ca_file: {}, account_key_file: {}, contact: [admin@a.example], \
+         accept_terms_of_service: true}}",
+        town.ca.file().display(),
+        key_file.display()
+    );
+    ("acme".to_owned(), section)
+}
+
 fn is_private(path: &Path) -> Result<bool> {
     Ok(std::fs::metadata(path)?.permissions().mode() & 0o007 == 0)
 }
 
 /// The certificate for a name at an endpoint, whoever has signed it.
-fn shown(endpoint: SocketAddrV4, name: &str) -> Result<X509> {
+pub(crate) fn shown(endpoint: SocketAddrV4, name: &str) -> Result<X509> {
     let mut tls = SslConnector::builder(SslMethod::tls_client())?;
     tls.set_verify(SslVerifyMode::NONE);
     let wire = Wire::clear(endpoint)?.start_tls_any_name(&tls.build(), name)?;
     Ok(X509::from_der(&wire.certificate()?)?)
 }
 
-fn names_of(certificate: &X509) -> BTreeSet<String> {
+pub(crate) fn names_of(certificate: &X509) -> BTreeSet<String> {
     let names = certificate.subject_alt_names().into_iter().flatten();
     names.filter_map(|name| name.dnsname().map(str::to_owned)).collect()
 }
@@ -107,14 +109,18 @@ fn served(scene: &Scene, names: &[&str]) -> Result<X509> {
 /// What `portico certificates` says of the domain: its certificate, and its orders.
 fn told(scene: &Scene) -> Result<(Json, Json)> {
     let answer = json(&scene.portico, &["certificates"])?;
-    let of = |list: &str, key: &str, name: &str| {
-        let mut all = answer[list].as_array().into_iter().flatten();
-        all.find(|one| one[key] == name).cloned().unwrap_or_default()
-    };
-    Ok((
-        of("certificates", "used_for", &format!("domain {DOMAIN}")),
-        of("orders", "domain", DOMAIN),
-    ))
+    let certificate = one_of(&answer["certificates"], "used_for", &format!("domain {DOMAIN}"));
+    Ok((certificate, one_of(&answer["orders"], "domain", DOMAIN)))
+}
+
+/// What it says of the orders of the domain.
+pub(crate) fn orders_of(scene: &Scene) -> Result<Json> {
+    Ok(told(scene)?.1)
+}
+
+fn one_of(list: &Json, key: &str, name: &str) -> Json {
+    let mut all = list.as_array().into_iter().flatten();
+    all.find(|one| one[key] == name).cloned().unwrap_or_default()
 }
 
 /// A certificate that the client has got before, as it stands in the directory.

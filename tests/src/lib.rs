@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acme_authority;
 pub mod bare;
 pub mod browser;
 pub mod certs;

@@ -36,6 +36,8 @@ const CERTIFICATES_MAX: usize = 10;
 const DECISION_WAIT: Duration = Duration::from_secs(120);
 /// Why there is no certificate when that has passed.
 const UNDECIDED: &str = "the authority has not decided in time";
+/// Why there is none when it asks for anything else.
+const NOT_ASKED_FOR: &str = "the authority wants a proof for a name that was not asked for";
 /// The first pause between two looks, and the longest one, unless the authority says otherwise.
 const LOOK_FIRST: Duration = Duration::from_millis(250);
 const LOOK_LAST: Duration = Duration::from_secs(10);
@@ -209,7 +211,7 @@ impl AcmeClient {
                 "the authority wants more proofs than there are names",
             ));
         }
-        self.authorize(&order.authorizations).await?;
+        self.authorize(&order.authorizations, names).await?;
         let is_ready = |order: &AcmeOrder| order.status != AcmeState::Pending;
         let end = Instant::now() + DECISION_WAIT;
         let order = self.settled(&url, end, is_ready).await?;
@@ -239,11 +241,14 @@ impl AcmeClient {
     }
 
     /// Shows that all names are controlled from here. All of them are tried, so that the reasons come together.
-    async fn authorize(&self, authorizations: &[String]) -> Result<(), AcmeFailure> {
+    async fn authorize(&self, authorizations: &[String], names: &[String]) -> Result<(), AcmeFailure> {
         let (mut asked, mut refused) = (Vec::new(), Vec::new());
         for url in authorizations {
             let answer = self.send(url, None).await?;
             let authorization: AcmeAuthorization = read(&answer).map_err(AcmeFailure::order)?;
+            if !names.contains(&name_of(&authorization)) {
+                return Err(AcmeFailure::order(NOT_ASKED_FOR));
+            }
             if authorization.status == AcmeState::Valid {
                 continue;
             }
