@@ -4,6 +4,7 @@
 
 pub(crate) mod account_key;
 pub(crate) mod care;
+pub(crate) mod challenge_certificate;
 pub(crate) mod challenges;
 pub(crate) mod client;
 pub(crate) mod exchange;

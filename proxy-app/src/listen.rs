@@ -21,6 +21,8 @@ use crate::config::{Listener, Serve};
 use crate::listen::connection::ActiveListener;
 use crate::web::phases::Web;
 
+mod challenge;
+pub mod client_hello;
 mod connection;
 pub mod proxy_protocol;
 pub(crate) mod sockets;

@@ -31,13 +31,13 @@ pub(crate) mod certificate_store;
 pub(crate) mod ciphers;
 pub(crate) mod client_certs;
 mod contexts;
-mod failure;
+pub(crate) mod failure;
 pub(crate) mod profile;
 pub(crate) mod upstream;
 pub(crate) mod vhosts;
 
 /// How the log says that a client's certificate is refused.
-const REFUSAL: &str = "its certificate is not good";
+pub(crate) const REFUSAL: &str = "its certificate is not good";
 
 /// How clients are served by TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -38,12 +38,33 @@ fn play(
     change: impl FnOnce(&Town, &mut Pebble, &mut Directory) -> Result<()>,
     test: impl FnOnce(&mut Scene, &mut Pebble) -> Result<()>,
 ) -> Result<()> {
+    play_with(names, ldap, "", change, test)
+}
+
+/// The same of a node that answers these challenges.
+pub(crate) fn play_answering(
+    challenges: &str,
+    names: &[&str],
+    change: impl FnOnce(&Town, &mut Pebble, &mut Directory) -> Result<()>,
+    test: impl FnOnce(&mut Scene, &mut Pebble) -> Result<()>,
+) -> Result<()> {
+    play_with(names, false, &format!(", challenges: {challenges}"), change, test)
+}
+
+fn play_with(
+    names: &[&str],
+    ldap: bool,
+    more: &str,
+    change: impl FnOnce(&Town, &mut Pebble, &mut Directory) -> Result<()>,
+    test: impl FnOnce(&mut Scene, &mut Pebble) -> Result<()>,
+) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
-        let mut pebble = Pebble::start(stage, &town.ca, town.endpoints.http.port())?;
+        let mut pebble = Pebble::start(stage, &town.ca, town.endpoints.http.port(), town.endpoints.https.port())?;
         let (mut node, mut directory) = (town.node(), town.directory());
         let key_file = stage.path().join("acme.key");
-        node.more.push(acme_section(&pebble.directory_url(), &town, &key_file));
+        node.more
+            .push(acme_section(&pebble.directory_url(), &town, &key_file, more));
         let entry = directory.domain(DOMAIN);
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         entry.insert("zimbraVirtualHostname".into(), Value::List(names));
@@ -65,11 +86,11 @@ fn play(
     })
 }
 
-/// The section of a node file for an authority that is known by the usual one.
-pub(crate) fn acme_section(url: &str, town: &Town, key_file: &Path) -> (String, String) {
+/// The section of a node file for an authority that is known by the usual one, and more keys of it behind a comma.
+pub(crate) fn acme_section(url: &str, town: &Town, key_file: &Path, more: &str) -> (String, String) {
     let section = format!(
         "{{directory_url: '{url}', ca_file: {}, account_key_file: {}, contact: [admin@a.example], \
-         accept_terms_of_service: true}}",
+         accept_terms_of_service: true{more}}}",
         town.ca.file().display(),
         key_file.display()
     );
@@ -98,7 +119,7 @@ fn is_of_pebble(certificate: &X509) -> bool {
 }
 
 /// Waits until HTTPS shows a certificate of the authority for exactly these names, and returns it.
-fn served(scene: &Scene, names: &[&str]) -> Result<X509> {
+pub(crate) fn served(scene: &Scene, names: &[&str]) -> Result<X509> {
     let expected: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
     until(&format!("a certificate for {names:?}"), PATIENCE, || {
         let certificate = shown(scene.town.endpoints.https, names[0])?;

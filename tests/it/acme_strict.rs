@@ -14,7 +14,7 @@ use crate::admin::json;
 use crate::scene::Scene;
 
 /// Plays a test with a domain of these names, and a strict authority. `change` gets what is configured.
-fn play(
+pub(crate) fn play(
     names: &[&str],
     change: impl FnOnce(&Town, &AcmeAuthority, &mut Node, &mut Directory),
     test: impl FnOnce(&mut Scene, &AcmeAuthority) -> Result<()>,
@@ -30,7 +30,7 @@ fn play(
         let (mut node, mut directory) = (town.node(), town.directory());
         let key_file = stage.path().join("acme.key");
         node.more
-            .push(acme_section(&authority.directory_url(), &town, &key_file));
+            .push(acme_section(&authority.directory_url(), &town, &key_file, ""));
         let entry = directory.domain(DOMAIN);
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         entry.insert("zimbraVirtualHostname".into(), Value::List(names));
@@ -45,8 +45,16 @@ fn play(
     })
 }
 
+/// Adds keys to the section of the authority.
+pub(crate) fn add_to_acme(node: &mut Node, keys: &str) {
+    for (_, section) in node.more.iter_mut().filter(|(name, _)| name == "acme") {
+        section.truncate(section.len() - 1);
+        section.push_str(&format!(", {keys}}}"));
+    }
+}
+
 /// Waits until HTTPS shows a certificate of the authority for exactly these names.
-fn served(scene: &Scene, names: &[&str]) -> Result<()> {
+pub(crate) fn served(scene: &Scene, names: &[&str]) -> Result<()> {
     until(&format!("a certificate for {names:?}"), PATIENCE, || {
         let certificate = shown(scene.town.endpoints.https, names[0])?;
         let is_its = format!("{:?}", certificate.issuer_name()).contains(ISSUER);
@@ -55,13 +63,12 @@ fn served(scene: &Scene, names: &[&str]) -> Result<()> {
     })
 }
 
-/// Waits until `portico certificates` says this of the authority or of the order.
-fn told(scene: &Scene, reason: &str) -> Result<()> {
+/// Waits until `portico certificates` says this of the authority, the order or a name.
+pub(crate) fn told(scene: &Scene, reason: &str) -> Result<()> {
     let mut last = String::new();
     until(&format!("{reason:?}"), PATIENCE, || {
         let authority = json(&scene.portico, &["certificates"])?["authority"]["why"].take();
-        let order = orders_of(scene)?["failed"]["why"].take();
-        last = format!("{authority} {order}");
+        last = format!("{authority} {}", orders_of(scene)?);
         Ok(last.contains(reason).then_some(()))
     })
     .with_context(|| last)

@@ -1,6 +1,7 @@
 //! The built program between real peers, from outside: what "Done" means.
 
 mod acme;
+mod acme_alpn;
 mod acme_strict;
 mod admin;
 mod channels;

@@ -27,7 +27,7 @@ use answer::{Answer, Refusal, Request};
 pub use behaviour::{Behaviour, Lie, Resource};
 pub use issuing::ISSUER;
 use jws::{SignedRequest, Signer};
-use ledger::{DueValidation, Ledger};
+use ledger::Ledger;
 pub use validation::{ACME_TLS, ChallengeKind, ValidationPorts, acme_tls};
 
 /// How long a client may be silent.
@@ -44,7 +44,6 @@ pub struct AcmeAuthority {
 
 struct Shared {
     tls: SslAcceptor,
-    ports: ValidationPorts,
     ledger: Mutex<Ledger>,
     asked: Mutex<Vec<Asked>>,
 }
@@ -54,6 +53,8 @@ struct Shared {
 pub struct Asked {
     /// What it was about.
     pub resource: Resource,
+    /// Which of its kind: `0/http-01` is a challenge.
+    pub place: String,
     /// When it was there.
     pub at: Instant,
     /// Its status, with the kind of a problem: `429 rateLimited`.
@@ -68,7 +69,6 @@ impl AcmeAuthority {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
         let shared = Arc::new(Shared {
             tls: ca.server(&["127.0.0.1"])?.acceptor()?,
-            ports,
             ledger: Mutex::new(Ledger::new(format!("https://{address}"))?),
             asked: Mutex::default(),
         });
@@ -77,6 +77,7 @@ impl AcmeAuthority {
             shared,
             ended: Arc::default(),
         };
+        authority.behave(|behaviour| behaviour.ports = ports);
         let listener = TcpListener::bind(address).with_context(|| format!("listening on {address}"))?;
         let (shared, ended) = (authority.shared.clone(), authority.ended.clone());
         thread::spawn(move || {
@@ -101,6 +102,7 @@ impl AcmeAuthority {
     /// From now on it behaves like this.
     pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.shared.ledger().behaviour);
+        self.shared.look_at_challenges();
     }
 
     /// All requests so far.
@@ -168,6 +170,7 @@ impl Shared {
         let kind = refusal.map_or_else(String::new, |refusal| format!(" {}", refusal.kind));
         self.asked.lock().expect("nobody panics holding it").push(Asked {
             resource,
+            place: place.to_owned(),
             at,
             answer: format!("{}{kind}", answer.status),
             violation: violation.map(|why| format!("{resource:?}: {}: {}", why.kind, why.detail)),
@@ -257,13 +260,14 @@ impl Shared {
     }
 
     fn look_at_challenges(self: &Arc<Self>) {
-        let due: Vec<DueValidation> = std::mem::take(&mut self.ledger().due);
+        let due = self.ledger().take_due();
+        let ports = self.ledger().behaviour.ports;
         for due in due {
             let shared = self.clone();
             thread::spawn(move || {
                 let seen = match due.is_unknown {
                     true => Err(anyhow::anyhow!("it is not found")),
-                    false => due.kind.validate(&due.name, &due.token, &due.answer, shared.ports),
+                    false => due.kind.validate(&due.name, &due.token, &due.answer, ports),
                 };
                 shared.ledger().validated(&due, seen);
             });

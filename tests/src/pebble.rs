@@ -26,8 +26,8 @@ pub struct Pebble {
 const REFUSED_NONCES: &str = "30";
 
 impl Pebble {
-    /// Starts one that asks for challenges at this port.
-    pub fn start(stage: &Stage, ca: &Authority, http_port: u16) -> Result<Self> {
+    /// Starts one that asks for challenges at these ports: HTTP-01, and TLS-ALPN-01.
+    pub fn start(stage: &Stage, ca: &Authority, http_port: u16, tls_port: u16) -> Result<Self> {
         let [address, dns, management] = [stage.port()?, stage.port()?, stage.port()?].map(local);
         let pair = ca.server(&["127.0.0.1"])?;
         let dir = stage.dir("pebble")?;
@@ -37,7 +37,7 @@ impl Pebble {
             "certificate": pair.certificate_file,
             "privateKey": pair.key_file,
             "httpPort": http_port,
-            "tlsPort": 1,
+            "tlsPort": tls_port,
             "ocspResponderURL": "",
         });
         let config = stage.file("pebble/config.json", json!({"pebble": config}).to_string())?;

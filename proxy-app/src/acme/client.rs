@@ -1,6 +1,6 @@
 //! An account at an authority, and a certificate by an order from its begin to its end (RFC 8555 §7).
 //!
-//! Who controls a name is shown by HTTP-01. When to order, and again after a failure, is the matter of `care.rs`.
+//! Who controls a name is shown by HTTP-01 or TLS-ALPN-01. When to order, and again after a failure, is the matter of `care.rs`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,16 +16,15 @@ use tokio::time::{Instant, sleep};
 
 use crate::acme::account_key::{AccountKey, SignedBy, encode};
 use crate::acme::care::CurrentCertificate;
+use crate::acme::challenge_certificate::challenge_context;
 use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
 use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState, plain};
 use crate::acme::request::CertificateRequest;
-use crate::config::{AcmeConfig, CertificateKeyKind};
+use crate::config::{AcmeConfig, CertificateKeyKind, ChallengeKind};
 use crate::http::answers;
 use crate::tls::certificate::CertKey;
 
-/// The challenge that is answered (RFC 8555 §8.3).
-const HTTP_01: &str = "http-01";
 /// How often a request is sent whose nonce is refused.
 const NONCE_TRIES: usize = 8;
 /// Most nonces that are kept for further requests.
@@ -38,6 +37,8 @@ const DECISION_WAIT: Duration = Duration::from_secs(120);
 const UNDECIDED: &str = "the authority has not decided in time";
 /// Why there is none when it asks for anything else.
 const NOT_ASKED_FOR: &str = "the authority wants a proof for a name that was not asked for";
+/// Why there is none when it offers no challenge that is answered.
+const NOT_OFFERED: &str = "the authority offers none of acme.challenges for it";
 /// The first pause between two looks, and the longest one, unless the authority says otherwise.
 const LOOK_FIRST: Duration = Duration::from_millis(250);
 const LOOK_LAST: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ pub(crate) struct AcmeClient {
     account: String,
     nonces: Mutex<Vec<String>>,
     challenges: Arc<Challenges>,
+    /// The kinds that are answered, the preferred one first.
+    kinds: Vec<ChallengeKind>,
 }
 
 /// A certificate that was issued, checked to be what was asked for.
@@ -181,6 +184,7 @@ impl AcmeClient {
             account: String::new(),
             nonces: Mutex::default(),
             challenges,
+            kinds: config.challenges.clone(),
         };
         let new = json!({"termsOfServiceAgreed": config.accepts_terms, "contact": config.contact});
         let url = client.directory.new_account.clone();
@@ -275,14 +279,23 @@ impl AcmeClient {
 
     /// Answers the challenge of a name from now on, and says so. An [`AcmeFailure::Order`] is about this name.
     async fn challenged(&self, authorization: &AcmeAuthorization) -> Result<OpenChallenge, AcmeFailure> {
-        let challenge = authorization.challenges.iter().find(|one| one.kind == HTTP_01);
-        let challenge = challenge.ok_or_else(|| AcmeFailure::order("the authority does not offer HTTP-01 for it"))?;
+        let offered = |kind: &ChallengeKind| authorization.challenges.iter().find(|one| one.kind == kind.word());
+        let chosen = self.kinds.iter().find_map(|kind| Some((*kind, offered(kind)?)));
+        let (kind, challenge) = chosen.ok_or_else(|| AcmeFailure::order(NOT_OFFERED))?;
         if !answers::is_token(&challenge.token) {
             return Err(AcmeFailure::order("the authority's token is not one"));
         }
         let answer = self.key.key_authorization(&challenge.token);
         let answer = answer.map_err(|error| AcmeFailure::order(error.to_string()))?;
-        let open = self.challenges.open(&challenge.token, answer);
+        let open = match kind {
+            ChallengeKind::Http01 => self.challenges.open(&challenge.token, answer),
+            ChallengeKind::TlsAlpn01 => {
+                let name = name_of(authorization);
+                let context = challenge_context(&name, &answer);
+                let context = context.map_err(|error| AcmeFailure::order(error.to_string()))?;
+                self.challenges.open_handshakes(&name, context)
+            }
+        };
         self.send(&challenge.url, Some(&json!({}))).await?;
         Ok(open)
     }

@@ -321,7 +321,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::CertificateKeyKind;
+    use crate::config::{CertificateKeyKind, ChallengeKind};
     use crate::tls::upstream::UpstreamTrust;
 
     const NOW: i64 = 1_000_000_000;
@@ -372,6 +372,7 @@ mod tests {
             accepts_terms: true,
             account_key_file: Path::new("acme.key").to_owned(),
             trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
+            challenges: vec![ChallengeKind::Http01],
             key: CertificateKeyKind::EcdsaP256,
             domains: AcmeDomains::All,
         };

@@ -14,6 +14,8 @@ pub(super) const LIVE: [LiveKey; 1] = [("acme", |now, new| now.acme.clone_from(&
 
 /// Beside the other files that a node keeps; see `state_file`.
 const ACCOUNT_KEY_FILE: &str = "/var/lib/portico/acme.key";
+/// The ways that there are to show who controls a name.
+const CHALLENGES: [ChallengeKind; 2] = [ChallengeKind::Http01, ChallengeKind::TlsAlpn01];
 /// Most addresses of administrators.
 const CONTACTS: usize = 16;
 
@@ -30,10 +32,31 @@ pub(crate) struct AcmeConfig {
     pub account_key_file: PathBuf,
     /// By whom the authority's own certificate is signed.
     pub trust: Arc<UpstreamTrust>,
+    /// The challenges that are answered, the preferred one first. At least one.
+    pub challenges: Vec<ChallengeKind>,
     /// The kind of new keys.
     pub key: CertificateKeyKind,
     /// Which domains get certificates.
     pub domains: AcmeDomains,
+}
+
+/// A way to show an authority who controls a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChallengeKind {
+    /// A file in clear text (RFC 8555 §8.3).
+    Http01,
+    /// A certificate in a handshake (RFC 8737).
+    TlsAlpn01,
+}
+
+impl ChallengeKind {
+    /// As authorities and the node file call it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Http01 => "http-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+        }
+    }
 }
 
 /// The kind of a certificate's key.
@@ -86,6 +109,7 @@ impl ConfigReader {
         let path = path.unwrap_or_else(|| Path::new(ACCOUNT_KEY_FILE).to_owned());
         self.warn_if_open(file.unwrap_or_else(|| section.node()), &path);
         let trust = self.service_trust(&mut section);
+        let challenges = self.acme_challenges(&mut section);
         let kinds = [
             ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
             ("rsa-2048", CertificateKeyKind::Rsa2048),
@@ -104,9 +128,24 @@ impl ConfigReader {
             accepts_terms: accepts_terms.unwrap_or(false),
             account_key_file: path,
             trust: trust?,
+            challenges,
             key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
             domains: domains.unwrap_or(AcmeDomains::Marked),
         })
+    }
+
+    fn acme_challenges(&mut self, section: &mut Mapping<'_>) -> Vec<ChallengeKind> {
+        let words = CHALLENGES.map(|kind| (kind.word(), kind));
+        let items = section
+            .take("challenges")
+            .map(|node| self.some_items(node, words.len()));
+        let kinds = items.map(|items| {
+            let kinds = items
+                .into_iter()
+                .filter_map(|item| item.choice(&words, &mut self.problems));
+            kinds.collect()
+        });
+        kinds.unwrap_or_else(|| vec![ChallengeKind::Http01])
     }
 }
 
@@ -125,11 +164,14 @@ mod tests {
             (acme.key, acme.domains),
             (CertificateKeyKind::EcdsaP256, AcmeDomains::Marked)
         );
+        assert_eq!(acme.challenges, [ChallengeKind::Http01]);
         assert!(load("").unwrap().0.acme.is_none());
         let all = "acme: {directory_url: 'https://ca.test:14000/dir', contact: [a@b.test, 'mailto:c@d.test'], \
-                   accept_terms_of_service: true, account_key_file: a.key, key: rsa-2048, domains: all}\n";
+                   accept_terms_of_service: true, account_key_file: a.key, key: rsa-2048, domains: all, \
+                   challenges: [tls-alpn-01, http-01]}\n";
         let acme = load(all).unwrap().0.acme.unwrap();
         assert_eq!(acme.contact, ["mailto:a@b.test", "mailto:c@d.test"]);
+        assert_eq!(acme.challenges, [ChallengeKind::TlsAlpn01, ChallengeKind::Http01]);
         assert!(acme.accepts_terms && acme.account_key_file.ends_with("a.key"));
         assert_eq!(
             (acme.key, acme.domains),
@@ -150,6 +192,11 @@ mod tests {
             ("{directory_url: 'https://ca.test/', ca_file: none.pem}", "acme.ca_file"),
             ("{directory_url: 'https://ca.test/', key: dsa}", "acme.key"),
             ("{directory_url: 'https://ca.test/', domains: some}", "acme.domains"),
+            ("{directory_url: 'https://ca.test/', challenges: []}", "acme.challenges"),
+            (
+                "{directory_url: 'https://ca.test/', challenges: [dns-01]}",
+                "acme.challenges[0]",
+            ),
             ("{directory_url: 'https://ca.test/', dns: x}", "acme.dns"),
         ] {
             let problems = load(&format!("acme: {wrong}\n")).unwrap_err();

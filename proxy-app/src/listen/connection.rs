@@ -19,12 +19,15 @@ use route_cache::lookup_server::serve_lookup;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_openssl::SslStream;
 
+use crate::acme::challenges::Challenges;
 use crate::app::env::ListenEnv;
 use crate::app::snapshot::Snapshot;
 use crate::config::{Listener, ListenerTls, Serve};
 use crate::http::answers;
 use crate::listen::GOODBYE;
+use crate::listen::challenge;
 use crate::listen::proxy_protocol::{self, Header};
 use crate::listen::stream;
 use crate::node::connections::{ConnectionGuard, Session};
@@ -295,10 +298,14 @@ impl ActiveListener {
         let begun = Instant::now();
         let (channel, tls, shown) = match self.listener.tls {
             ListenerTls::Implicit => {
-                let handshake = Box::pin(web_handshake(tcp, client.local.ip(), &snapshot));
+                let challenges = &self.env.web.challenges;
+                let handshake = Box::pin(web_handshake(tcp, client.local.ip(), &snapshot, challenges));
                 let stream = match self.handshake(client, deadline, handshake).await {
-                    Some(Some(stream)) => stream,
-                    Some(None) => {
+                    Some(WebHandshake::Done(stream)) => stream,
+                    Some(WebHandshake::Challenge) => {
+                        return log::debug!("{}: {} was shown a challenge's certificate", self.name, client.addr);
+                    }
+                    Some(WebHandshake::ClearText) => {
                         let refused = RefusedConnection::new("", &self.name, &client);
                         return self.env.refusals.refused(refused, Reason::ClearText);
                     }
@@ -506,7 +513,6 @@ impl ActiveListener {
     }
 }
 
-/// The handshake of a web connection; `None` for a client that speaks clear text, which gets 400.
 /// What the metrics call the limit on an address that has refused a connection.
 fn reason_of(limit: Limit) -> Refused {
     match limit {
@@ -515,11 +521,22 @@ fn reason_of(limit: Limit) -> Refused {
     }
 }
 
+/// How the handshake of a web connection has ended.
+enum WebHandshake {
+    /// Requests may follow.
+    Done(SslStream<TcpStream>),
+    /// The client speaks clear text, and was answered 400.
+    ClearText,
+    /// It was an authority that looks for the certificate of a challenge, and has seen it.
+    Challenge,
+}
+
 async fn web_handshake(
     mut tcp: TcpStream,
     local: IpAddr,
     snapshot: &Snapshot,
-) -> io::Result<Option<tokio_openssl::SslStream<TcpStream>>> {
+    challenges: &Challenges,
+) -> io::Result<WebHandshake> {
     let mut first = [0];
     let n = tcp.peek(&mut first).await?;
     if n == 1 && first[0].is_ascii_uppercase() {
@@ -527,13 +544,14 @@ async fn web_handshake(
         tcp.write_all(answers::plain_answer("400 Bad Request", text).as_bytes())
             .await?;
         tcp.shutdown().await?;
-        return Ok(None);
+        return Ok(WebHandshake::ClearText);
     }
-    snapshot
-        .acceptors
-        .accept(InnerProtocol::Web, local, tcp)
-        .await
-        .map(Some)
+    if let Some(context) = challenge::asked_for(&tcp, challenges).await? {
+        challenge::answer(tcp, &context).await?;
+        return Ok(WebHandshake::Challenge);
+    }
+    let accepted = snapshot.acceptors.accept(InnerProtocol::Web, local, tcp).await;
+    accepted.map(WebHandshake::Done)
 }
 
 /// Whether the client has closed the connection during the handshake.

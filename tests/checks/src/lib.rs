@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 
 mod account;
+mod client_hello;
 mod frames;
 mod head;
 pub mod input;
@@ -26,6 +27,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const TARGETS: &[Target] = &[
     ("account", account::check),
+    ("client_hello", client_hello::check),
     ("frames", frames::check),
     ("head", head::check),
     ("imap", mail::imap),

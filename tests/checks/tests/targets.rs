@@ -56,6 +56,7 @@ macro_rules! targets {
 
 targets![
     account,
+    client_hello,
     frames,
     head,
     imap,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::validation::ChallengeKind;
+use super::validation::{ChallengeKind, ValidationPorts};
 
 /// What a request is about (RFC 8555 §7.1; RFC 9773 §4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +35,16 @@ pub enum Resource {
 pub struct Behaviour {
     /// The challenges that it offers, in this order.
     pub offers: Vec<ChallengeKind>,
+    /// Where it looks at challenges.
+    pub ports: ValidationPorts,
     /// How long its certificates are good: seconds since their begin, and until their end.
     pub life: [i64; 2],
     /// Names for which there is no order.
     pub refused: BTreeSet<String>,
     /// Names that it does not find when it looks.
     pub unknown: BTreeSet<String>,
+    /// It does not look at challenges yet.
+    pub looks_later: bool,
     /// At this resource the client has asked too often, and is put off by so many seconds.
     pub limit: Option<(Resource, u64)>,
     /// Of so many good nonces one is refused; 0: none.
@@ -79,9 +83,11 @@ impl Default for Behaviour {
         let day = 24 * 60 * 60;
         Self {
             offers: vec![ChallengeKind::Dns01, ChallengeKind::Http01, ChallengeKind::TlsAlpn01],
+            ports: ValidationPorts { http: 80, tls: 443 },
             life: [60 * 60, 90 * day],
             refused: BTreeSet::new(),
             unknown: BTreeSet::new(),
+            looks_later: false,
             limit: None,
             refused_nonces: 5,
             closes_accounts: false,

@@ -34,7 +34,7 @@ pub(super) struct Ledger {
     authorizations: Vec<Authorization>,
     pub(super) certificates: Vec<Issued>,
     /// Challenges to look at.
-    pub(super) due: Vec<DueValidation>,
+    due: Vec<DueValidation>,
 }
 
 /// A certificate with the names of its order.
@@ -325,6 +325,14 @@ impl Ledger {
         }
         let up = format!("<{}/authorization/{at}>;rel=\"up\"", self.base);
         Ok(Answer::json(200, &self.shown_challenge(at, kind)).with("Link", up))
+    }
+
+    /// The challenges to look at now.
+    pub(super) fn take_due(&mut self) -> Vec<DueValidation> {
+        match self.behaviour.looks_later {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.due),
+        }
     }
 
     /// Takes down what a look at a challenge has shown.
