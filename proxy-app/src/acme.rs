@@ -9,5 +9,6 @@ pub(crate) mod challenges;
 pub(crate) mod client;
 pub(crate) mod exchange;
 pub(crate) mod messages;
+pub(crate) mod renewal_info;
 pub(crate) mod request;
 pub(crate) mod unstored;

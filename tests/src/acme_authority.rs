@@ -25,7 +25,7 @@ use crate::Stage;
 use crate::certs::Authority;
 use answer::{Answer, Refusal, Request};
 pub use behaviour::{Behaviour, Lie, Resource};
-pub use issuing::ISSUER;
+pub use issuing::{ISSUER, time_text};
 use jws::{SignedRequest, Signer};
 use ledger::Ledger;
 pub use validation::{ACME_TLS, ChallengeKind, ValidationPorts, acme_tls};
@@ -125,6 +125,12 @@ impl AcmeAuthority {
         names.collect()
     }
 
+    /// How many of them others have replaced.
+    pub fn replaced(&self) -> usize {
+        let ledger = self.shared.ledger();
+        ledger.certificates.iter().filter(|issued| issued.is_replaced).count()
+    }
+
     /// What its clients have done that no client may do.
     pub fn violations(&self) -> Vec<String> {
         self.asked().into_iter().filter_map(|asked| asked.violation).collect()
@@ -202,8 +208,11 @@ impl Shared {
         }
         match (resource, request.method.as_str()) {
             (Resource::Directory, "GET") => Ok(Answer::json(200, &self.ledger().directory())),
+            (Resource::RenewalInfo, "GET") => self.ledger().renewal_info(place),
             (Resource::NewNonce, "HEAD") => Ok(Answer::of(200, "text/plain", "").with("Cache-Control", "no-store")),
-            (Resource::Directory | Resource::NewNonce, _) => Err(Refusal::malformed("only to be read")),
+            (Resource::Directory | Resource::NewNonce | Resource::RenewalInfo, _) => {
+                Err(Refusal::malformed("only to be read"))
+            }
             (_, "POST") => self.signed(resource, place, request),
             _ => Err(Refusal::violation(405, "malformed", "only by a signed request")),
         }
@@ -289,6 +298,7 @@ fn resource_of(path: &str) -> (Resource, &str) {
         "challenge" => Resource::Challenge,
         "finalize" => Resource::Finalize,
         "certificate" => Resource::Certificate,
+        "renewal-info" => Resource::RenewalInfo,
         _ => Resource::Elsewhere,
     };
     (resource, place)

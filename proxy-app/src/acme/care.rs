@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::acme::renewal_info::{RenewalAdvice, UNSAID};
+
 /// The first pause after a refused name, and the longest one. Let's Encrypt allows five failures of a name in an hour.
 const NAME_PAUSE: [i64; 2] = [15 * 60, 24 * 60 * 60];
 /// The same of an order that failed for another reason.
@@ -16,8 +18,12 @@ const ORDER_PAUSE: [i64; 2] = [5 * 60, 12 * 60 * 60];
 const AUTHORITY_PAUSE: [i64; 2] = [5, 60 * 60];
 /// Renewal begins when this part of a certificate's life is left.
 const RENEWED: i64 = 3;
-/// Until this part of its life is left, a renewal does not leave out a name that the certificate has.
+/// Until this part of its life is left, a renewal does not leave out a name that the certificate has, and may be put off
+/// by the authority.
 const NAMES_KEPT: i64 = 6;
+/// A certificate that was renewed because the authority wanted it is not renewed again for that reason within a day: the
+/// authority may want it of each.
+const ADVISED_PAUSE: i64 = 24 * 60 * 60;
 
 /// What failed, and when it is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +47,23 @@ pub(crate) struct DomainCare {
     pub barred: BTreeMap<String, String>,
     /// When its certificate is renewed.
     pub renews: Option<i64>,
+    /// What the authority has said about its certificate.
+    advice: Option<KnownAdvice>,
+    /// Whether the order that is due is one that the authority wants.
+    is_advised: bool,
+    /// When a certificate was last got because the authority wanted it.
+    followed: Option<i64>,
+}
+
+/// What an authority has said about a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct KnownAdvice {
+    /// Of the certificate.
+    id: String,
+    /// When it wants it renewed, if it says so.
+    window: Option<[i64; 2]>,
+    /// When it is asked again.
+    ask_at: i64,
 }
 
 /// A certificate in use.
@@ -54,6 +77,8 @@ pub(crate) struct CurrentCertificate {
     pub lifetime: i64,
     /// Those of the wanted names that it is good for.
     pub covers: HashSet<String>,
+    /// By what the authority knows it (RFC 9773 §4.1).
+    pub id: Option<String>,
     /// Any number that stays with it: nodes and restarts agree when it is renewed, and not all are at once.
     pub spread: u8,
 }
@@ -84,6 +109,8 @@ pub(crate) struct DueOrder {
     pub covered: HashSet<String>,
     /// Whether the certificate in use must be renewed, or there is none.
     pub is_renewal: bool,
+    /// The certificate in use, if the authority knows it (RFC 9773 §5).
+    pub replaces: Option<String>,
 }
 
 /// What is remembered of all domains.
@@ -103,6 +130,17 @@ impl CurrentCertificate {
         self.expires - self.lifetime / RENEWED + jitter
     }
 
+    /// A moment of this window that stays with it, but not one near its end.
+    fn renews_within(&self, [start, end]: [i64; 2]) -> i64 {
+        let at = start + (end - start) / i64::from(u8::MAX) * i64::from(self.spread);
+        at.min(self.latest())
+    }
+
+    /// When a renewal must not be put off any longer.
+    fn latest(&self) -> i64 {
+        self.expires - self.lifetime / NAMES_KEPT
+    }
+
     /// Whether it is worth being stored in place of the one in use. One that is due at once, and good for no longer, would
     /// be followed by the next.
     pub(crate) fn gains_on(&self, in_use: Option<&Self>, now: i64) -> bool {
@@ -111,7 +149,7 @@ impl CurrentCertificate {
 
     /// Names that a renewal at this time may not leave out.
     fn kept(&self, now: i64) -> HashSet<String> {
-        match now < self.expires - self.lifetime / NAMES_KEPT {
+        match now < self.latest() {
             true => self.covers.clone(),
             false => HashSet::new(),
         }
@@ -147,7 +185,7 @@ impl Setback {
 
 impl DomainCare {
     /// The order that is due for this domain now, if one is; else when there will be one.
-    fn due(&self, domain: &WantedDomain, now: i64) -> Result<DueOrder, i64> {
+    fn due(&mut self, domain: &WantedDomain, now: i64) -> Result<DueOrder, i64> {
         let current = domain
             .current
             .as_ref()
@@ -155,9 +193,10 @@ impl DomainCare {
         let renews = match current {
             // It is good, and was put there by someone else.
             Some(current) if !current.is_ours => return Err(current.expires),
-            Some(current) => current.renews(),
+            Some(current) => self.renews_at(current),
             None => now,
         };
+        self.is_advised = current.is_some_and(|current| renews <= now && now < current.renews());
         let is_open = |name: &&String| self.names.get(*name).is_none_or(|setback| setback.until <= now);
         let names: Vec<String> = domain.hosts.iter().filter(is_open).cloned().collect();
         let order = DueOrder {
@@ -165,6 +204,7 @@ impl DomainCare {
             kept: current.map(|current| current.kept(now)).unwrap_or_default(),
             covered: current.map(|current| current.covers.clone()).unwrap_or_default(),
             is_renewal: renews <= now,
+            replaces: current.and_then(|current| self.known_to_authority(current)),
             names,
         };
         let is_due = order.is_due_for(&order.names);
@@ -184,7 +224,60 @@ impl DomainCare {
     }
 }
 
+impl DomainCare {
+    /// When this certificate of the domain is renewed: as the authority says, or else by its life.
+    fn renews_at(&self, current: &CurrentCertificate) -> i64 {
+        let Some(window) = self.advice_on(current).and_then(|advice| advice.window) else {
+            return current.renews();
+        };
+        let rest = self.followed.map_or(i64::MIN, |at| at.saturating_add(ADVISED_PAUSE));
+        current.renews_within(window).max(rest).min(current.latest())
+    }
+
+    fn advice_on(&self, current: &CurrentCertificate) -> Option<&KnownAdvice> {
+        let advice = self.advice.as_ref();
+        advice.filter(|advice| current.id.as_ref() == Some(&advice.id))
+    }
+
+    fn known_to_authority(&self, current: &CurrentCertificate) -> Option<String> {
+        let advice = self.advice_on(current).filter(|advice| advice.window.is_some());
+        advice.map(|advice| advice.id.clone())
+    }
+}
+
 impl CertificateCare {
+    /// The certificates about which the authority is to be asked now: their domains and ids.
+    pub(crate) fn unadvised(&self, wanted: &[WantedDomain], now: i64) -> Vec<(String, String)> {
+        let state = self.0.lock();
+        let unadvised = wanted.iter().filter_map(|domain| {
+            let current = domain.current.as_ref().filter(|current| current.is_ours)?;
+            let (id, known) = (current.id.clone()?, state.domains.get(&domain.name));
+            let known = known.and_then(|care| care.advice_on(current));
+            let is_due = known.is_none_or(|advice| advice.ask_at <= now);
+            is_due.then_some((domain.name.clone(), id))
+        });
+        unadvised.collect()
+    }
+
+    /// Remembers what the authority has said about the certificate with this id; `None`: nothing, and what it said before
+    /// holds. Returns whether that is new.
+    pub(crate) fn advised(&self, domain: &str, id: &str, advice: Option<&RenewalAdvice>, now: i64) -> bool {
+        let mut state = self.0.lock();
+        let known = &mut state.domains.entry(domain.to_owned()).or_default().advice;
+        let before = known
+            .take()
+            .filter(|known| known.id == id)
+            .and_then(|known| known.window);
+        let window = advice.map(|advice| advice.window).or(before);
+        let pause = advice.map_or(UNSAID, |advice| advice.pause).as_secs();
+        *known = Some(KnownAdvice {
+            id: id.to_owned(),
+            window,
+            ask_at: now.saturating_add(i64::try_from(pause).unwrap_or(i64::MAX)),
+        });
+        window != before
+    }
+
     /// The orders to make now, and when to look again.
     pub(crate) fn due(&self, wanted: &[WantedDomain], now: i64) -> (Vec<DueOrder>, i64) {
         let mut state = self.0.lock();
@@ -195,7 +288,10 @@ impl CertificateCare {
             care.names.retain(|name, _| domain.hosts.contains(name));
             care.barred.clone_from(&domain.barred);
             let ours = domain.current.as_ref().filter(|current| current.is_ours);
-            care.renews = ours.map(CurrentCertificate::renews);
+            care.renews = ours.map(|ours| care.renews_at(ours));
+            if let Some(advice) = ours.and_then(|ours| care.advice_on(ours)) {
+                next = next.min(advice.ask_at);
+            }
             match care.due(domain, now) {
                 Ok(order) => orders.push(order),
                 Err(later) => {
@@ -253,9 +349,12 @@ impl CertificateCare {
     }
 
     /// A domain has got a certificate for these names.
-    pub(crate) fn succeeded(&self, domain: &str, names: &[String]) {
+    pub(crate) fn succeeded(&self, domain: &str, names: &[String], now: i64) {
         if let Some(care) = self.0.lock().domains.get_mut(domain) {
             care.order = None;
+            if std::mem::take(&mut care.is_advised) {
+                care.followed = Some(now);
+            }
             care.names.retain(|name, _| !names.contains(name));
         }
     }
@@ -267,6 +366,9 @@ impl CertificateCare {
         for care in state.domains.values_mut() {
             care.order = None;
             care.names.clear();
+            if let Some(advice) = &mut care.advice {
+                advice.ask_at = i64::MIN;
+            }
         }
     }
 
@@ -303,6 +405,7 @@ mod tests {
             expires: NOW + left * DAY,
             lifetime: 90 * DAY,
             covers: covers.iter().map(|host| (*host).to_owned()).collect(),
+            id: Some("issuer.number".to_owned()),
             spread: 128,
         }
     }
@@ -353,7 +456,7 @@ mod tests {
         assert_eq!(names(&care, &new, NOW), ["bad", "good"]);
         let until = care.name_failed("a.test", "bad", "no address", None, NOW);
         assert_eq!(names(&care, &new, NOW), ["good"]);
-        care.succeeded("a.test", &["good".to_owned()]);
+        care.succeeded("a.test", &["good".to_owned()], NOW);
         let served = domain(&["bad", "good"], Some(current(true, 80, &["good"])));
         assert_eq!(care.due(std::slice::from_ref(&served), NOW), (Vec::new(), until));
         assert_eq!(names(&care, &served, until), ["bad", "good"]);
@@ -451,6 +554,87 @@ mod tests {
         assert!(care.all().1[0].1.order.is_some());
         let _ = care.due(&served, until);
         assert_eq!(care.all().1[0].1.order, None);
+    }
+
+    fn advice(days: [i64; 2]) -> RenewalAdvice {
+        RenewalAdvice {
+            window: days.map(|days| NOW + days * DAY),
+            explanation: None,
+            pause: Duration::from_secs(3600),
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_when_the_authority_says() {
+        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
+        let asked = vec![("a.test".to_owned(), "issuer.number".to_owned())];
+        for (days, renews) in [
+            // A moment within, by the certificate's own number.
+            ([10, 20], Some(15)),
+            // Not near its end, whatever the authority says.
+            ([79, 80], Some(65)),
+            ([-2, -1], None),
+        ] {
+            let care = CertificateCare::default();
+            let _ = care.due(&served, NOW);
+            assert_eq!(care.unadvised(&served, NOW), asked);
+            assert!(care.advised("a.test", "issuer.number", Some(&advice(days)), NOW));
+            assert!(
+                !care.advised("a.test", "issuer.number", Some(&advice(days)), NOW),
+                "it is known"
+            );
+            assert_eq!(care.unadvised(&served, NOW), []);
+            assert_eq!(care.unadvised(&served, NOW + 3600), asked);
+            let (orders, _) = care.due(&served, NOW);
+            assert_eq!(orders.len(), usize::from(renews.is_none()), "{days:?}");
+            if let Some(renews) = renews {
+                assert_eq!((care.all().1[0].1.renews.unwrap() - NOW) / DAY, renews, "{days:?}");
+            }
+            assert!(
+                orders
+                    .iter()
+                    .all(|order| order.replaces.as_deref() == Some("issuer.number"))
+            );
+        }
+    }
+
+    /// The story that must not be: an authority that wants each certificate renewed at once, and gets an order each minute.
+    #[test]
+    fn an_authority_that_wants_each_renewed_gets_one_a_day() {
+        let care = CertificateCare::default();
+        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
+        let (mut time, mut orders) = (NOW, 0);
+        while time < NOW + 3 * DAY {
+            care.advised("a.test", "issuer.number", Some(&advice([-2, -1])), time);
+            if care.due(&served, time).0.len() == 1 {
+                orders += 1;
+                care.succeeded("a.test", &["a".to_owned()], time);
+            }
+            time += 3600;
+        }
+        assert_eq!(orders, 3);
+        care.forget_failures();
+        assert!(
+            care.due(&served, time - 3600).0.is_empty(),
+            "a reload does not change that"
+        );
+    }
+
+    #[test]
+    fn an_authority_that_says_nothing_leaves_it_as_it_was() {
+        let care = CertificateCare::default();
+        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
+        let renews = || {
+            let _ = care.due(&served, NOW);
+            (care.all().1[0].1.renews.unwrap() - NOW) / DAY
+        };
+        assert!(!care.advised("a.test", "issuer.number", None, NOW));
+        assert_eq!(renews(), 50, "by its life");
+        care.advised("a.test", "issuer.number", Some(&advice([10, 20])), NOW);
+        care.advised("a.test", "issuer.number", None, NOW);
+        assert_eq!(renews(), 15, "as it said before");
+        care.advised("a.test", "issuer.other", None, NOW);
+        assert_eq!(renews(), 50, "that was about another one");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::acme::challenge_certificate::challenge_context;
 use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
 use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState, plain};
+use crate::acme::renewal_info::certificate_id;
 use crate::acme::request::CertificateRequest;
 use crate::config::{AcmeConfig, CertificateKeyKind, ChallengeKind};
 use crate::http::answers;
@@ -196,7 +197,7 @@ impl AcmeClient {
         Ok(client)
     }
 
-    /// Orders a certificate for these names.
+    /// Orders a certificate for these names, in place of the one that the authority knows by the id `replaces`.
     ///
     /// # Errors
     /// There is none; [`AcmeFailure`] says of what that is a fault.
@@ -204,10 +205,16 @@ impl AcmeClient {
         &self,
         names: &[String],
         kind: CertificateKeyKind,
+        replaces: Option<&str>,
     ) -> Result<IssuedCertificate, AcmeFailure> {
-        let identifiers: Vec<Value> = names.iter().map(|name| json!({"type": "dns", "value": name})).collect();
-        let wanted = json!({"identifiers": identifiers});
-        let answer = self.send(&self.directory.new_order, Some(&wanted)).await?;
+        let answer = match self.begin_order(names, replaces).await {
+            // An order in place of a certificate is a favour, which must not keep the order itself.
+            Err(RequestFailure::Problem { problem, .. }) if replaces.is_some() && problem.is_of_request() => {
+                self.begin_order(names, None).await
+            }
+            answer => answer,
+        };
+        let answer = answer.map_err(RequestFailure::of_order)?;
         let url = location(&answer).map_err(AcmeFailure::order)?;
         let order: AcmeOrder = read(&answer).map_err(AcmeFailure::order)?;
         if order.authorizations.len() > names.len() {
@@ -242,6 +249,16 @@ impl AcmeClient {
         };
         let answer = self.send(certificate, None).await?;
         issued(names, &answer.body, request.key).map_err(AcmeFailure::order)
+    }
+
+    async fn begin_order(&self, names: &[String], replaces: Option<&str>) -> Result<AuthorityAnswer, RequestFailure> {
+        let identifiers: Vec<Value> = names.iter().map(|name| json!({"type": "dns", "value": name})).collect();
+        let mut wanted = json!({"identifiers": identifiers});
+        if let Some(id) = replaces {
+            wanted["replaces"] = id.into();
+        }
+        let by = SignedBy::Account(&self.account);
+        self.post(by, &self.directory.new_order, Some(&wanted)).await
     }
 
     /// Shows that all names are controlled from here. All of them are tried, so that the reasons come together.
@@ -460,6 +477,7 @@ pub(crate) fn life_of(pair: &CertKey, is_ours: bool, covers: HashSet<String>) ->
         expires: Timestamp::now().as_second().saturating_add(pair.seconds_left()),
         lifetime: pair.lifetime(),
         covers,
+        id: certificate_id(pair.leaf()),
         spread: pair.fingerprint().first().copied().unwrap_or_default(),
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct AcmeDirectory {
     pub new_nonce: String,
     pub new_account: String,
     pub new_order: String,
+    /// Of an authority that says when to renew (RFC 9773 §4.1).
+    pub renewal_info: Option<String>,
     #[serde(default)]
     pub meta: AcmeMeta,
 }
@@ -117,6 +119,11 @@ impl AcmeProblem {
             Some((identifier.value.to_ascii_lowercase(), reason(&part.kind, &part.detail)))
         });
         named.collect()
+    }
+
+    /// Whether it is about the request as a whole: neither about names nor about how often there is one.
+    pub(crate) fn is_of_request(&self) -> bool {
+        self.names().is_empty() && !self.is("rateLimited")
     }
 
     /// For people.

@@ -71,6 +71,7 @@ mod tests {
                 expires: NOW + 90,
                 lifetime: 90,
                 covers: set(names),
+                id: None,
                 spread: 128,
             },
         }
@@ -83,6 +84,7 @@ mod tests {
             kept: HashSet::new(),
             covered: set(covered),
             is_renewal: false,
+            replaces: None,
         }
     }
 

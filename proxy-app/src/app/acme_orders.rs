@@ -13,6 +13,7 @@ use crate::acme::account_key::AccountKey;
 use crate::acme::care::{CertificateCare, DueOrder, WantedDomain};
 use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate, RefusedName, life_of};
 use crate::acme::exchange::AuthorityWeb;
+use crate::acme::renewal_info::{RenewalAdvice, RenewalService};
 use crate::app::App;
 use crate::app::certificates::{is_from_authority, may_be_replaced};
 use crate::app::stored::replace;
@@ -60,6 +61,7 @@ impl App {
         };
         let names: HashSet<&str> = wanted.iter().map(|domain| domain.name.as_str()).collect();
         self.unstored.retain(|domain| names.contains(domain), now());
+        self.ask_for_advice(&acme, &wanted).await;
         let (mut orders, next) = self.care.due(&wanted, now());
         if orders.is_empty() {
             return next;
@@ -99,15 +101,58 @@ impl App {
             .collect()
     }
 
+    /// Asks the authority when it wants certificates renewed, at the pace that it has asked for.
+    async fn ask_for_advice(&self, acme: &AcmeConfig, wanted: &[WantedDomain]) {
+        let mut unadvised = self.care.unadvised(wanted, now());
+        unadvised.truncate(IN_A_ROW);
+        if unadvised.is_empty() || self.care.authority_rests(now()) {
+            return;
+        }
+        let service = RenewalService::find(self.authority_web(acme), &acme.directory_url).await;
+        let each = futures_util::stream::iter(unadvised);
+        let asked = each.for_each_concurrent(AT_ONCE, |(domain, id)| {
+            let service = &service;
+            async move {
+                let advice = match service {
+                    Ok(Some(service)) => service.ask(&id).await.map(Some),
+                    Ok(None) => Ok(None),
+                    Err(why) => Err(why.clone()),
+                };
+                self.take_advice(&domain, &id, advice);
+            }
+        });
+        asked.await;
+    }
+
+    fn take_advice(&self, domain: &str, id: &str, advice: Result<Option<RenewalAdvice>, String>) {
+        let advice = advice.unwrap_or_else(|why| {
+            log::debug!("domain {domain}: the authority does not say when to renew its certificate: {why}");
+            None
+        });
+        let is_new = self.care.advised(domain, id, advice.as_ref(), now());
+        if let Some(RenewalAdvice {
+            window,
+            explanation: Some(url),
+            ..
+        }) = advice.filter(|_| is_new)
+        {
+            let [start, end] = window.map(at);
+            log::info!("domain {domain}: the authority wants its certificate renewed from {start} to {end}: {url}");
+        }
+    }
+
+    fn authority_web(&self, acme: &AcmeConfig) -> AuthorityWeb {
+        AuthorityWeb {
+            dns: self.dns.clone(),
+            trust: acme.trust.clone(),
+        }
+    }
+
     async fn acme_client(self: &Arc<Self>, acme: &AcmeConfig) -> Result<AcmeClient, AcmeFailure> {
         let file = acme.account_key_file.clone();
         let key = self.off_the_runtime(move |_| AccountKey::load_or_make(&file)).await;
         let key = key.map_err(|why| AcmeFailure::Authority { why, wait: None })?;
-        let web = AuthorityWeb {
-            dns: self.dns.clone(),
-            trust: acme.trust.clone(),
-        };
-        AcmeClient::open(acme, key, web, self.challenges.clone()).await
+        AcmeClient::open(acme, key, self.authority_web(acme), self.challenges.clone()).await
     }
 
     fn authority_failed(&self, why: &str, until: Option<i64>) {
@@ -126,7 +171,8 @@ impl App {
                 let why = "those that were issued for other domains cannot be stored";
                 return self.order_failed(domain, why, None);
             }
-            let obtained = tokio::time::timeout(ORDER_WAIT, client.obtain(&names, acme.key)).await;
+            let obtained =
+                tokio::time::timeout(ORDER_WAIT, client.obtain(&names, acme.key, order.replaces.as_deref())).await;
             let obtained = obtained.unwrap_or_else(|_| {
                 let (why, wait) = ("the order was not done in time".to_owned(), None);
                 Err(AcmeFailure::Order { why, wait })
@@ -173,7 +219,7 @@ impl App {
                 match is_due {
                     // It is in use, and the next one would be as short.
                     true => self.order_failed(domain, DUE_AT_ONCE, None),
-                    false => self.care.succeeded(domain, &names),
+                    false => self.care.succeeded(domain, &names, now()),
                 }
             }
             Err(why) => self.order_failed(domain, &why, None),

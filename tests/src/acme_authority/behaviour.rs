@@ -26,6 +26,8 @@ pub enum Resource {
     Finalize,
     /// A certificate, read.
     Certificate,
+    /// When a certificate is to be renewed.
+    RenewalInfo,
     /// Anything else.
     Elsewhere,
 }
@@ -45,6 +47,8 @@ pub struct Behaviour {
     pub unknown: BTreeSet<String>,
     /// It does not look at challenges yet.
     pub looks_later: bool,
+    /// When it wants certificates renewed, in seconds from now; none: it does not say so.
+    pub renewal: Option<[i64; 2]>,
     /// At this resource the client has asked too often, and is put off by so many seconds.
     pub limit: Option<(Resource, u64)>,
     /// Of so many good nonces one is refused; 0: none.
@@ -88,6 +92,7 @@ impl Default for Behaviour {
             refused: BTreeSet::new(),
             unknown: BTreeSet::new(),
             looks_later: false,
+            renewal: None,
             limit: None,
             refused_nonces: 5,
             closes_accounts: false,

@@ -1,6 +1,7 @@
 //! Requests for certificates, which are checked against their order, and certificates (RFC 8555 §7.4).
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +17,7 @@ use openssl::x509::extension::{
 use openssl::x509::{X509, X509Builder, X509Name, X509NameRef, X509Req};
 
 use super::answer::Refusal;
-use super::jws::PublicKey;
+use super::jws::{PublicKey, encoded};
 
 /// How the authority calls itself in its certificates.
 pub const ISSUER: &str = "Strict development CA";
@@ -108,6 +109,26 @@ fn names_of(request: &X509Req) -> Result<BTreeSet<String>> {
     let names = carrier.build().subject_alt_names().context("no names")?;
     let names = names.iter().map(|name| name.dnsname().map(str::to_owned));
     names.collect::<Option<_>>().context("not only DNS names")
+}
+
+/// By what clients name a certificate (RFC 9773 §4.1): the key of its issuer, and its number as it stands in DER.
+pub(super) fn certificate_id(certificate: &X509) -> Result<String> {
+    let issuer = certificate.authority_key_id().context("no issuer's key")?;
+    let mut serial = certificate.serial_number().to_bn()?.to_vec();
+    if serial.first().is_none_or(|first| *first >= 0x80) {
+        serial.insert(0, 0);
+    }
+    Ok(format!("{}.{}", encoded(issuer.as_slice()), encoded(&serial)))
+}
+
+/// The moment so many seconds from now (RFC 3339).
+pub fn time_text(seconds: i64) -> Result<String> {
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+    let out = Command::new("date")
+        .args(["-u", "-d", &format!("@{}", now + seconds), "+%FT%TZ"])
+        .output()?;
+    ensure!(out.status.success(), "date: {}", out.status);
+    Ok(String::from_utf8(out.stdout)?.trim_end().to_owned())
 }
 
 fn new_key() -> Result<PKey<Private>> {

@@ -18,6 +18,8 @@ use super::validation::ChallengeKind;
 const TERMS: &str = "https://authority.test/terms";
 /// How long an order of [`Lie::Undecided`] takes, in seconds.
 const UNDECIDED: u64 = 3600;
+/// How soon it may be asked again when to renew, in seconds.
+const RENEWAL_PACE: u64 = 21_600;
 /// How often an order is seen in the state "processing" before there is a certificate.
 const LOOKS: usize = 1;
 
@@ -42,6 +44,10 @@ pub(super) struct Issued {
     pub(super) names: BTreeSet<String>,
     certificate: X509,
     account: usize,
+    /// By what clients name it (RFC 9773 §4.1).
+    id: String,
+    /// Another one has taken its place.
+    pub(super) is_replaced: bool,
 }
 
 /// A challenge to look at.
@@ -61,6 +67,8 @@ struct Order {
     authorizations: Vec<usize>,
     status: &'static str,
     certificate: Option<usize>,
+    /// The certificate in whose place there is to be one.
+    replaces: Option<usize>,
     looks: usize,
 }
 
@@ -95,8 +103,12 @@ impl Ledger {
     /// The directory.
     pub(super) fn directory(&self) -> Value {
         let url = |path: &str| format!("{}/{path}", self.base);
-        json!({"newNonce": url("new-nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
-               "revokeCert": url("revoke"), "keyChange": url("key-change"), "meta": {"termsOfService": TERMS}})
+        let mut directory = json!({"newNonce": url("new-nonce"), "newAccount": url("new-account"), "newOrder": url("new-order"),
+               "revokeCert": url("revoke"), "keyChange": url("key-change"), "meta": {"termsOfService": TERMS}});
+        if self.behaviour.renewal.is_some() {
+            directory["renewalInfo"] = url("renewal-info").into();
+        }
+        directory
     }
 
     /// A nonce that is good for one request.
@@ -182,9 +194,11 @@ impl Ledger {
             Resource::Challenge => self.challenge(account, at, payload(request)?),
             Resource::Finalize => self.finalize(account, at, payload(request)?),
             Resource::Certificate => self.certificate(account, at, request),
-            Resource::Directory | Resource::NewNonce | Resource::NewAccount | Resource::Elsewhere => {
-                Err(Refusal::violation(404, "malformed", "there is no such thing"))
-            }
+            Resource::Directory
+            | Resource::NewNonce
+            | Resource::NewAccount
+            | Resource::RenewalInfo
+            | Resource::Elsewhere => Err(Refusal::violation(404, "malformed", "there is no such thing")),
         }
     }
 
@@ -201,6 +215,7 @@ impl Ledger {
             refusal.names = refused.into_iter().map(|name| (name, "rejectedIdentifier")).collect();
             return Err(refusal);
         }
+        let replaces = self.replaced(account, &names, &payload["replaces"])?;
         let first = self.authorizations.len();
         for name in &names {
             let token = self.new_nonce();
@@ -222,6 +237,7 @@ impl Ledger {
             authorizations: (first..self.authorizations.len()).collect(),
             status: "pending",
             certificate: None,
+            replaces,
             looks: LOOKS,
         });
         let at = self.orders.len() - 1;
@@ -231,6 +247,43 @@ impl Ledger {
             Some(Lie::Location(Some(elsewhere))) => answer.with("Location", elsewhere),
             _ => answer.with("Location", format!("{}/order/{at}", self.base)),
         })
+    }
+
+    /// The certificate of this account in whose place an order is to be (RFC 9773 §5).
+    fn replaced(&self, account: usize, names: &BTreeSet<String>, id: &Value) -> Result<Option<usize>, Refusal> {
+        if id.is_null() {
+            return Ok(None);
+        }
+        if self.behaviour.renewal.is_none() {
+            return Err(Refusal::malformed(
+                "there is no renewalInfo, and an order replaces something",
+            ));
+        }
+        let at = self.certificates.iter().position(|issued| *id == issued.id);
+        let at = at.ok_or_else(|| Refusal::malformed(format!("no certificate is {id}")))?;
+        let issued = &self.certificates[at];
+        match (issued.account == account, issued.names.is_disjoint(names)) {
+            (true, false) if issued.is_replaced => {
+                Err(Refusal::new(409, "alreadyReplaced", "another order has replaced it"))
+            }
+            (true, false) => Ok(Some(at)),
+            _ => Err(Refusal::malformed(
+                "it replaces a certificate of others, or for other names",
+            )),
+        }
+    }
+
+    /// When the certificate with this id is to be renewed (RFC 9773 §4.2).
+    pub(super) fn renewal_info(&self, id: &str) -> Result<Answer, Refusal> {
+        let window = self
+            .behaviour
+            .renewal
+            .filter(|_| self.certificates.iter().any(|issued| issued.id == id));
+        let [start, end] = window.ok_or_else(|| Refusal::violation(404, "malformed", "there is no such thing"))?;
+        let time = |seconds: i64| issuing::time_text(seconds).map(Value::from).unwrap_or_default();
+        let info = json!({"suggestedWindow": {"start": time(start), "end": time(end)},
+                          "explanationURL": "https://authority.test/renewals"});
+        Ok(Answer::json(200, &info).with("Retry-After", RENEWAL_PACE))
     }
 
     fn order(&mut self, account: usize, at: &str, request: &SignedRequest) -> Result<Answer, Refusal> {
@@ -369,10 +422,17 @@ impl Ledger {
         let names = order.names.clone();
         let certificate = self.issue(&names, &key);
         let certificate = certificate.map_err(|error| Refusal::new(500, "serverInternal", error.to_string()))?;
+        let id = issuing::certificate_id(&certificate);
+        let id = id.map_err(|error| Refusal::new(500, "serverInternal", error.to_string()))?;
+        if let Some(replaced) = self.orders[at].replaces {
+            self.certificates[replaced].is_replaced = true;
+        }
         self.certificates.push(Issued {
             names,
             certificate,
             account,
+            id,
+            is_replaced: false,
         });
         self.orders[at].certificate = Some(self.certificates.len() - 1);
         self.orders[at].status = "processing";
