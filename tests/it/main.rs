@@ -2,6 +2,7 @@
 
 mod acme;
 mod acme_alpn;
+mod acme_many;
 mod acme_renewal;
 mod acme_strict;
 mod admin;
