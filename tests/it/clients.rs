@@ -1,5 +1,5 @@
 //! Real mail clients: Python's imaplib and poplib, curl, mbsync, openssl s_client, fetchmail, getmail, offlineimap,
-//! mpop.
+//! mpop, neomutt.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -270,6 +270,34 @@ fn mpop() -> Result<()> {
                     "account bob\nhost localhost\nport {}\nuser {BOB}\npassword {}\nauth {auth}\ntls on\n\
                      tls_starttls off\ntls_trust_file {}\nkeep on\nuidls_file state\ndelivery mbox {}\n",
                     at.port, at.password, at.ca, at.mail
+                )
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// It wants a terminal, which `script` gives it.
+#[test]
+fn neomutt() -> Result<()> {
+    play(|scene| {
+        scene.deliver_marks()?;
+        for (auth, mechanism) in [("login", "SASL-LOGIN"), ("plain", "PLAIN")] {
+            let client = Client {
+                proto: "imap",
+                mechanism,
+                command: "script -qec 'TERM=xterm neomutt -n -F rc' /dev/stdout </dev/null",
+                refused: (0, "Unable to open mailbox"),
+            };
+            client.fetches(scene, |at| {
+                // Without a mail to pipe, it would drop what follows, and wait for keys.
+                let fetch = format!("<pipe-message>cat >> {}<enter>", at.mail);
+                let keys = if at.password == "not-it" { "" } else { &fetch };
+                format!(
+                    "set imap_user={BOB} imap_pass={} imap_authenticators={auth}\nset folder=imaps://localhost:{}/\n\
+                     set spool_file=imaps://localhost:{}/INBOX\nset ssl_ca_certificates_file={}\n\
+                     set wait_key=no sleep_time=0\npush '{keys}<quit>'\n",
+                    at.password, at.port, at.port, at.ca
                 )
             })?;
         }

@@ -7,6 +7,7 @@ mod acme_renewal;
 mod acme_strict;
 mod admin;
 mod channels;
+mod client_libraries;
 mod clients;
 mod console;
 mod deadlines;
