@@ -30,6 +30,7 @@ mod hostile;
 mod http2;
 mod http2_servers;
 mod image;
+mod imaptest;
 mod incomplete_directory;
 mod international_names;
 mod ipv6;

@@ -1,6 +1,7 @@
-//! imaptest, Dovecot's load generator: found, run, read. It is not installed by `scripts/install`, because Debian has no
+//! imaptest, Dovecot's load generator and test program: found, run, read. It is not installed by `scripts/install`, because Debian has no
 //! package of it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,6 +58,50 @@ pub fn run(program: &Path, at: SocketAddrV4, users: &Path, password: &str, secon
     ensure!(out.status.success(), "imaptest: {}\n{printed}", out.status);
     let (logins, login_ms) = read(&printed)?;
     Ok(Outcome { took, logins, login_ms })
+}
+
+/// The folder of its own test scripts: what `IMAPTEST_TESTS` names.
+pub fn scripts() -> Option<PathBuf> {
+    std::env::var_os("IMAPTEST_TESTS").map(PathBuf::from)
+}
+
+/// What came of a set of test scripts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What it counts: scripts that failed, or needed what the server does not list, and single commands.
+    pub counts: Vec<String>,
+    /// Names of scripts, and the commands of them that failed.
+    pub failed: BTreeSet<String>,
+}
+
+/// Plays all scripts of a folder. They delete what is in the user's mailboxes.
+///
+/// # Errors
+/// It cannot be run, or did not play all.
+pub fn play(program: &Path, at: SocketAddrV4, user: &str, password: &str, scripts: &Path) -> Result<Verdict> {
+    let out = Command::new("timeout")
+        .arg("600")
+        .arg(program)
+        .args([format!("host={}", at.ip()), format!("port={}", at.port())])
+        .args([format!("user={user}"), format!("pass={password}")])
+        .arg(format!("test={}", scripts.display()))
+        .output()
+        .with_context(|| program.display().to_string())?;
+    let printed = String::from_utf8_lossy(&[&out.stdout[..], b"\n", &out.stderr[..]].concat()).into_owned();
+    verdict(&printed).with_context(|| format!("imaptest: {}\n{printed}", out.status))
+}
+
+/// Three lines of counts at the end, and a line for each command that has failed:
+/// `*** Test NAME command 3/7 (line 12)`.
+fn verdict(printed: &str) -> Result<Verdict> {
+    let is_count = |line: &&str| line.contains(" test groups: ") || line.ends_with(" individual commands failed");
+    let counts: Vec<String> = printed.lines().filter(is_count).map(str::to_owned).collect();
+    ensure!(counts.len() == 3, "it has not played all scripts");
+    let failed = printed.lines().filter_map(|line| line.strip_prefix("*** Test "));
+    Ok(Verdict {
+        counts,
+        failed: failed.map(str::to_owned).collect(),
+    })
 }
 
 /// Logins and the mean time of one. The last lines are: mean times by command, `Totals:`, the names of the commands,
@@ -121,6 +166,20 @@ Logi Logo
                     \x20  7    1    2    3 ms/cmd avg\n\nTotals:\nLogi List Appe Logo \n100%  50% 100% 100% \n            5%      \n\
                     \x20600  300   70   90 \n";
         assert_eq!(read(more).unwrap(), (600, 7.0));
+    }
+
+    #[test]
+    fn reads_what_came_of_scripts() {
+        let printed = "71 test groups: 1 failed, 9 skipped due to missing capabilities\n\
+                       base protocol: 1/382 individual commands failed\nextensions: 0/50 individual commands failed\n\
+                       *** Test list command 2/9 (line 14)\n - failed: Missing 1 untagged replies\n - Command: list\n";
+        let found = verdict(printed).unwrap();
+        assert_eq!(
+            found.counts[0],
+            "71 test groups: 1 failed, 9 skipped due to missing capabilities"
+        );
+        assert_eq!(found.failed, BTreeSet::from(["list command 2/9 (line 14)".to_owned()]));
+        assert!(verdict(&printed[..100]).is_err());
     }
 
     #[test]
