@@ -36,6 +36,7 @@ use crate::node::logs::{AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
 use crate::nodes::{Counting, Nodes};
 use crate::tls::certificate_store::SharedCertStore;
+use crate::tls::ticket_keys::TicketKeys;
 use crate::tls::upstream::UpstreamTrust;
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::{GroupInputs, Groups};
@@ -57,6 +58,7 @@ pub(crate) mod snapshot;
 pub(crate) mod state_file;
 pub(crate) mod stored;
 pub(crate) mod throttle;
+mod tickets;
 pub(crate) mod wanted;
 
 /// The running node, for the code that changes it: it reads its files and its directory again. All other parts get what
@@ -98,6 +100,8 @@ pub(crate) struct App {
     listeners: WantedListeners,
     directory: Arc<dyn Directory>,
     certificates: SharedCertStore,
+    /// The keys of TLS session tickets.
+    tickets: Arc<TicketKeys>,
     /// The warnings of what runs now. Its lock keeps changes apart.
     reported: Mutex<BTreeSet<String>>,
     /// The configurations of this node.
@@ -169,7 +173,8 @@ impl App {
         ));
         let limits = NodeLimits::new(config.limits.clone());
         let throttle = remembering(&config, &snapshot);
-        let nodes = other_nodes(&config, &dns, &limits, &throttle)?;
+        let tickets = snapshot.acceptors.state().tickets.clone();
+        let nodes = other_nodes(&config, &dns, &limits, &throttle, &tickets)?;
         let snapshot = InForce::new(snapshot);
         let refusals = Arc::new(RefusalLog::new(metrics.clone(), audit.clone(), snapshot.clone()));
         let app = Arc::new(Self {
@@ -199,6 +204,7 @@ impl App {
             drain: watch::Sender::new(Drain::Running),
             directory,
             certificates,
+            tickets,
             reported: Mutex::default(),
             history,
             state_file,
@@ -214,6 +220,7 @@ impl App {
             config: InForce::new(config),
         });
         app.set_policy(&app.config.load_full());
+        app.renew_tickets();
         app.take_holds(&state);
         app.moves.take_over(state.moves());
         app.applied("started", Vec::new());
@@ -227,6 +234,7 @@ fn other_nodes(
     dns: &Arc<DnsCache>,
     limits: &Arc<NodeLimits>,
     throttle: &Arc<Throttle>,
+    tickets: &Arc<TicketKeys>,
 ) -> anyhow::Result<Option<Arc<Nodes>>> {
     let Some(shared) = config.shared_state.clone() else {
         return Ok(None);
@@ -235,6 +243,7 @@ fn other_nodes(
         limits: limits.clone(),
         throttle: throttle.clone(),
         remembered: throttle::written(config.throttle.file.as_deref()),
+        tickets: tickets.clone(),
     };
     Nodes::new(shared, &config.node, PRODUCT.1, dns.clone(), counting).map(Some)
 }

@@ -147,7 +147,7 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
         .ok();
     let mut server_conf = plan.config.server.to_conf();
     let upgrade_request = match cli.upgrade {
-        true => Some(UpgradeRequest::new(Path::new(&server_conf.upgrade_sock))?),
+        true => Some(UpgradeRequest::ask(Path::new(&server_conf.upgrade_sock))?),
         false => None,
     };
     // How the process ends is up to `process::shutdown`; Pingora only waits.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -21,6 +21,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::config::SharedStateConfig;
 use crate::node::limits::NodeLimits;
+use crate::tls::ticket_keys::TicketKeys;
 use crate::upstream::dns::DnsCache;
 
 mod elsewhere;
@@ -31,6 +32,7 @@ mod members;
 mod replicas;
 mod sessions;
 mod standing;
+mod tickets;
 mod wire;
 
 use elsewhere::OtherSessions;
@@ -91,7 +93,7 @@ pub(crate) trait Local: Send + Sync {
     async fn adopt(&self, orders: Vec<StandingOrder>);
 }
 
-/// What counts over all nodes.
+/// What counts over all nodes, and what they share.
 pub(crate) struct Counting {
     /// Sessions.
     pub limits: Arc<NodeLimits>,
@@ -99,6 +101,8 @@ pub(crate) struct Counting {
     pub throttle: Arc<Throttle>,
     /// Up to when it knows what has counted.
     pub remembered: SystemTime,
+    /// The keys of TLS session tickets.
+    pub tickets: Arc<TicketKeys>,
 }
 
 /// How this node stands with the engine.
@@ -194,6 +198,10 @@ pub(crate) struct Nodes {
     /// What failed logins count, here and elsewhere.
     throttle: Arc<Throttle>,
     guesses: Mutex<Guesses>,
+    /// The keys of TLS session tickets, of this node and of all.
+    tickets: Arc<TicketKeys>,
+    /// Whether the engine refuses to hold them.
+    tickets_denied: AtomicBool,
     /// There is something to tell.
     news: Notify,
     failures: AtomicU64,
@@ -244,6 +252,8 @@ impl Nodes {
             own: Mutex::default(),
             throttle: counting.throttle,
             guesses: Mutex::new(Guesses::new(millis(counting.remembered))),
+            tickets: counting.tickets,
+            tickets_denied: AtomicBool::new(false),
             news: Notify::new(),
             failures: AtomicU64::new(0),
             unfit: AtomicU64::new(0),

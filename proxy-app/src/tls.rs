@@ -15,14 +15,17 @@ use mail_proxy::{Protocol, Stream, TlsFacts};
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::error::ErrorStack;
 use openssl::nid::Nid;
-use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslOptions, SslRef};
+use openssl::sha::Sha256;
+use openssl::ssl::{NameType, SniError, Ssl, SslAcceptorBuilder, SslAlert, SslContext, SslRef};
 use openssl::x509::{X509Ref, X509VerifyResult};
 use tokio_openssl::SslStream;
 
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyId, PresentedCert};
 use crate::tls::failure::explain;
+use crate::tls::handshake_counts::HandshakeCounts;
 use crate::tls::profile::{HANDSHAKE_INFO, HandshakeInfo, InnerProtocol, Profile};
+use crate::tls::ticket_keys::TicketKeys;
 use crate::tls::vhosts::VirtualHosts;
 
 pub(crate) mod certificate;
@@ -32,7 +35,12 @@ pub(crate) mod ciphers;
 pub(crate) mod client_certs;
 mod contexts;
 pub(crate) mod failure;
+pub(crate) mod handshake_counts;
 pub(crate) mod profile;
+pub(crate) mod ticket_file;
+pub(crate) mod ticket_keys;
+mod ticket_method;
+mod tickets;
 pub(crate) mod upstream;
 pub(crate) mod vhosts;
 
@@ -48,14 +56,34 @@ pub(crate) struct TlsPolicy {
     pub rules: BTreeMap<String, PolicyId>,
 }
 
-/// The server's side of TLS. A handshake begins in one of these contexts, which hold the ticket keys, and goes on in
+impl TlsPolicy {
+    /// A digest of all rules: it changes when those of any name do.
+    fn digest(&self) -> [u8; 32] {
+        let mut sha = Sha256::new();
+        for (name, id) in &self.rules {
+            sha.update(&(name.len() as u64).to_be_bytes());
+            sha.update(name.as_bytes());
+            sha.update(id.octets());
+        }
+        sha.finish()
+    }
+}
+
+/// What goes on when acceptors are replaced.
+#[derive(Clone, Default)]
+pub(crate) struct TlsState {
+    /// The keys of session tickets.
+    pub tickets: Arc<TicketKeys>,
+    /// How many handshakes there were.
+    pub handshakes: Arc<HandshakeCounts>,
+}
+
+/// The server's side of TLS. A handshake begins in this context, in which tickets are opened and made, and goes on in
 /// the context of its certificate.
 pub(crate) struct Acceptors {
     policy: TlsPolicy,
-    /// For protocols whose clients may resume a session.
-    resuming: SslContext,
-    /// For the others.
-    fresh: SslContext,
+    state: TlsState,
+    context: SslContext,
 }
 
 impl Acceptors {
@@ -63,15 +91,18 @@ impl Acceptors {
     ///
     /// # Errors
     /// The TLS library does not take the policy.
-    pub(crate) fn new(certificates: &SharedCertStore, policy: TlsPolicy) -> Result<Self, ErrorStack> {
-        let resuming = beginning(certificates, &policy.profile)?;
-        let mut fresh = beginning(certificates, &policy.profile)?;
-        fresh.set_options(SslOptions::NO_TICKET);
+    pub(crate) fn new(certificates: &SharedCertStore, policy: TlsPolicy, state: TlsState) -> Result<Self, ErrorStack> {
+        let context = beginning(certificates, &policy)?;
         Ok(Self {
+            context: context.build().into_context(),
             policy,
-            resuming: resuming.build().into_context(),
-            fresh: fresh.build().into_context(),
+            state,
         })
+    }
+
+    /// What goes on in those that replace these.
+    pub(crate) fn state(&self) -> &TlsState {
+        &self.state
     }
 
     /// Protocol versions and ciphers.
@@ -79,7 +110,7 @@ impl Acceptors {
         &self.policy.profile
     }
 
-    /// Whether these match this policy. Acceptors that stay let clients resume their sessions.
+    /// Whether these match this policy.
     pub(crate) fn are_for(&self, policy: &TlsPolicy) -> bool {
         self.policy == *policy
     }
@@ -95,16 +126,21 @@ impl Acceptors {
         local: IpAddr,
         stream: S,
     ) -> io::Result<SslStream<S>> {
-        let mut ssl = Ssl::new(match inner.resumes() {
-            true => &self.resuming,
-            false => &self.fresh,
-        })?;
-        let local = local.to_canonical();
-        let rules = None;
-        ssl.set_ex_data(*HANDSHAKE_INFO, HandshakeInfo { inner, local, rules });
+        let mut ssl = Ssl::new(&self.context)?;
+        let info = HandshakeInfo {
+            inner,
+            local: local.to_canonical(),
+            rules: None,
+            tickets: self.state.tickets.clone(),
+            scope: None,
+        };
+        ssl.set_ex_data(*HANDSHAKE_INFO, info);
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).accept().await {
-            Ok(()) => certified(stream.ssl()).map(|()| stream),
+            Ok(()) => {
+                self.state.handshakes.count(inner, stream.ssl().session_reused());
+                certified(stream.ssl()).map(|()| stream)
+            }
             Err(error) => Err(explain(stream.ssl(), error, REFUSAL)),
         }
     }
@@ -155,15 +191,23 @@ pub(crate) fn presented(ssl: &SslRef) -> Result<PresentedCert, ErrorStack> {
 }
 
 /// A context for the begin of handshakes, until the name is known that a client asks for.
-fn beginning(certificates: &SharedCertStore, profile: &Arc<Profile>) -> Result<SslAcceptorBuilder, ErrorStack> {
-    let mut builder = profile.context()?;
-    let (certificates, profile) = (certificates.clone(), profile.clone());
-    builder.set_servername_callback(move |ssl, alert| go_on(ssl, alert, &certificates.load(), &profile));
+fn beginning(certificates: &SharedCertStore, policy: &TlsPolicy) -> Result<SslAcceptorBuilder, ErrorStack> {
+    let mut builder = policy.profile.context()?;
+    ticket_method::install(&mut builder);
+    let (certificates, profile, rules) = (certificates.clone(), policy.profile.clone(), policy.digest());
+    builder.set_servername_callback(move |ssl, alert| go_on(ssl, alert, &certificates.load(), &profile, &rules));
     Ok(builder)
 }
 
 /// Lets a handshake go on in the context of the certificate and the rules for the name that its client asks for.
-fn go_on(ssl: &mut SslRef, alert: &mut SslAlert, store: &CertStore, profile: &Arc<Profile>) -> Result<(), SniError> {
+/// `all_rules` is the digest of those of all names.
+fn go_on(
+    ssl: &mut SslRef,
+    alert: &mut SslAlert,
+    store: &CertStore,
+    profile: &Arc<Profile>,
+    all_rules: &[u8; 32],
+) -> Result<(), SniError> {
     let name = requested(ssl);
     let info = ssl.ex_data(*HANDSHAKE_INFO).ok_or(SniError::ALERT_FATAL)?;
     let (inner, local) = (info.inner, info.local);
@@ -176,13 +220,14 @@ fn go_on(ssl: &mut SslRef, alert: &mut SslAlert, store: &CertStore, profile: &Ar
     let certificate = certificate.ok_or(SniError::ALERT_FATAL)?;
     let context = certificate.context(profile, &rules);
     let chosen = context.and_then(|context| ssl.set_ssl_context(&context));
-    chosen.map_err(|error| {
+    let scope = chosen.and_then(|()| certificate.ticket_scope(&rules, all_rules, inner, name.as_deref()));
+    let scope = scope.map_err(|error| {
         log::error!("a certificate cannot be used: {error}");
         SniError::ALERT_FATAL
     })?;
     rules.ask(ssl);
     if let Some(info) = ssl.ex_data_mut(*HANDSHAKE_INFO) {
-        info.rules = Some(rules);
+        (info.rules, info.scope) = (Some(rules), Some(scope));
     }
     Ok(())
 }
@@ -340,6 +385,72 @@ mod tests {
             let count = usize::try_from(depth).unwrap() + 3;
             assert_eq!(contexts_after(&usual, &rules), count.min(64), "{depth}");
         }
+    }
+
+    /// The story: a session brings along the certificate that its client presented, or none (CVE-2025-23419), and the
+    /// name that it began at.
+    #[test]
+    fn a_ticket_is_good_only_where_everything_is_the_same() {
+        let authority = certificate("root", "root");
+        let rules = |mode, depth| ClientCerts::new(mode, &authority, depth).unwrap();
+        let digest = |names: &[&str]| {
+            let profile = Profile {
+                min: SslVersion::TLS1_2,
+                max: SslVersion::TLS1_3,
+                ciphers: None,
+            };
+            let ids = names
+                .iter()
+                .map(|name| ((*name).to_owned(), rules(CertMode::On, 1).id()));
+            let (profile, rules) = (Arc::new(profile), ids.collect());
+            TlsPolicy { profile, rules }.digest()
+        };
+        let (ours, other) = (pair("ours"), pair("other"));
+        let (on, deeper, optional) = (
+            rules(CertMode::On, 1),
+            rules(CertMode::On, 2),
+            rules(CertMode::Optional, 1),
+        );
+        let (all, more) = (digest(&["a.test"]), digest(&["a.test", "b.test"]));
+        let (web, imap) = (InnerProtocol::Web, InnerProtocol::Imap);
+        let name = Some("a.test");
+        let keys = TicketKeys::default();
+        let scope =
+            |(pair, rules, all, inner, name): (&CertKey, &ClientCerts, &[u8; 32], InnerProtocol, Option<&str>)| {
+                pair.ticket_scope(rules, all, inner, name).unwrap()
+            };
+        let made_at_web = keys.seal(&scope((&ours, &on, &all, web, name)), b"session").unwrap();
+        let made_at_imap = keys.seal(&scope((&ours, &on, &all, imap, name)), b"session").unwrap();
+        for (place, of_web, of_imap) in [
+            ((&*ours, &on, &all, web, name), true, false),
+            ((&ours, &on, &all, web, Some("b.test")), true, false),
+            ((&ours, &on, &all, web, None), true, false),
+            ((&other, &on, &all, web, name), false, false),
+            ((&ours, &deeper, &all, web, name), false, false),
+            ((&ours, &optional, &all, web, name), false, false),
+            ((&ours, &on, &more, web, name), false, false),
+            ((&ours, &on, &all, imap, name), false, true),
+            ((&ours, &on, &all, imap, Some("b.test")), false, false),
+            ((&ours, &on, &all, imap, None), false, false),
+            ((&ours, &on, &all, InnerProtocol::Pop3, name), false, false),
+        ] {
+            let opens = |ticket| keys.open(&scope(place), ticket).is_some();
+            let about = (place.3, place.4);
+            assert_eq!(
+                (opens(&made_at_web), opens(&made_at_imap)),
+                (of_web, of_imap),
+                "{about:?}"
+            );
+        }
+        let read_again = CertKey::from_pem(
+            &ours.leaf.to_pem().unwrap(),
+            &ours.key.private_key_to_pem_pkcs8().unwrap(),
+        );
+        let elsewhere = scope((&read_again.unwrap(), &on, &all, web, name));
+        assert!(
+            keys.open(&elsewhere, &made_at_web).is_some(),
+            "another node with the same certificate"
+        );
     }
 
     /// Resident memory of this process, in KiB.

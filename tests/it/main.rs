@@ -60,6 +60,7 @@ mod scram;
 mod secrets;
 mod server_answers;
 mod server_connections;
+mod session_tickets;
 mod sessions;
 mod shared_state;
 mod smuggling;

@@ -111,7 +111,7 @@ impl Together {
     }
 }
 
-fn node(town: &Town, name: &str, front: &Endpoints) -> Node {
+pub(crate) fn node(town: &Town, name: &str, front: &Endpoints) -> Node {
     let mut node = town.node();
     node.name = name.to_owned();
     let listener = |(address, serve, tls): (SocketAddrV4, Serve, Tls)| Listener {

@@ -136,7 +136,7 @@ impl Redis {
 
 /// What docs/several-nodes.md lets the user of Portico do.
 pub const ACL: &str = "resetchannels resetkeys ~{portico}:* &{portico}:* -@all +hello +auth +subscribe +publish +time \
-                       +expire +del +hset +hget +hdel +hgetall +hscan +xadd +xread +multi +exec";
+                       +expire +del +hset +hsetnx +hget +hdel +hgetall +hscan +xadd +xread +multi +exec";
 
 fn spawn(config: &std::path::Path, address: SocketAddrV4, log: &std::path::Path, sentinel: bool) -> Result<Child> {
     let config = config.display().to_string();

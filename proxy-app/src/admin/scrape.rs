@@ -7,9 +7,10 @@ use crate::node::diagnostics;
 use crate::node::limits::{LeaseKind, RequestKind};
 use crate::node::metrics::{
     BUSY, CERTIFICATE, CLOCK, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
-    REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, UPTIME, set,
+    REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, TICKET_KEY, UPTIME, set,
 };
 use crate::nodes::{Nodes, Standing};
+use crate::tls::TlsState;
 use crate::upstream::groups::Health;
 
 /// Everything in Prometheus' text form.
@@ -61,6 +62,7 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     }
     read.set(&OPEN, &[], env.open.count() as f64);
     read.set(&ROUTES, &[], env.routes.len() as f64);
+    fill_tls(read, env.snapshot.load().acceptors.state());
     let transport = env.snapshot.load().transport.clone();
     for (server, is_down) in transport.returns.now(transport.pace) {
         read.set(&RETURNING, &[&server, if is_down { "down" } else { "back" }], 1.0);
@@ -111,6 +113,15 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
             read.set(&BUSY, &labels, state.busy as f64);
         }
     }
+}
+
+/// Handshakes with clients, and the keys of their tickets.
+fn fill_tls(read: &ScrapeMetrics, tls: &TlsState) {
+    for (protocol, kind, count) in tls.handshakes.all() {
+        set(&read.handshakes, &[protocol, kind], count);
+    }
+    let ring = tls.tickets.in_force();
+    read.set(&TICKET_KEY, &[ring.source.name()], ring.age().as_secs_f64());
 }
 
 /// What is known of the other nodes.

@@ -64,6 +64,9 @@ pub(crate) struct Status {
     pub sessions: Vec<Count>,
     /// Names and ids in the route cache.
     pub routes: u64,
+    /// The keys of TLS session tickets.
+    #[serde(default)]
+    pub ticket_keys: Option<TicketKeyState>,
     /// How it stands with the other nodes; absent without `shared_state`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_state: Option<SharedState>,
@@ -97,6 +100,32 @@ impl DirectoryWay {
             age: env.directory_age().map(|age| age.as_secs_f64()),
             told: way.told,
         })
+    }
+}
+
+/// The keys of TLS session tickets: where they come from, and how old the one is that makes them.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct TicketKeyState {
+    /// `file`, `shared_state` or `own`.
+    pub source: String,
+    /// Seconds since it has made tickets; of a file, since it was written.
+    pub age: u64,
+    /// How many keys are taken.
+    pub taken: u64,
+    /// Why the file of the node file cannot be used.
+    pub fault: Option<String>,
+}
+
+impl TicketKeyState {
+    fn of(env: &AdminEnv) -> Self {
+        let tickets = env.snapshot.load().acceptors.state().tickets.clone();
+        let ring = tickets.in_force();
+        Self {
+            source: ring.source.name().to_owned(),
+            age: ring.age().as_secs(),
+            taken: ring.taken() as u64,
+            fault: tickets.fault(),
+        }
     }
 }
 
@@ -136,6 +165,7 @@ pub(crate) async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
             })
             .into(),
         routes: env.routes.len() as u64,
+        ticket_keys: Some(TicketKeyState::of(&env)),
         shared_state: env.nodes.as_deref().map(SharedState::of),
     })
 }

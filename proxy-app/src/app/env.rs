@@ -29,6 +29,7 @@ use crate::node::metrics::Metrics;
 use crate::node::refusals::{self, Reason, Refusals, RefusedConnection};
 use crate::nodes::Nodes;
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
+use crate::tls::ticket_keys::TicketKeys;
 use crate::upstream::dns::DnsCache;
 use crate::upstream::groups::Groups;
 
@@ -286,6 +287,8 @@ pub(crate) struct ProcessEnv {
     pub app: Arc<App>,
     /// The routes in a file, for the next process.
     pub kept_routes: Option<Arc<KeptRoutes>>,
+    /// The keys of TLS session tickets, for the next process.
+    pub tickets: Arc<TicketKeys>,
     /// How long connections may still live.
     pub ends: Section<Ends>,
     /// Connections that are open.
@@ -374,6 +377,7 @@ impl App {
             nodes: self.nodes.clone(),
             app: self.clone(),
             kept_routes: self.kept_routes.clone(),
+            tickets: self.tickets.clone(),
             ends: Section::new(&self.config, |config| config.ends),
             open: self.open.clone(),
             drain: self.drain.clone(),

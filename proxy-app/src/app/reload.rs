@@ -54,6 +54,7 @@ impl App {
         // And what an authority has refused may have been mended.
         self.care.forget_failures();
         self.configured.notify_one();
+        self.tickets.change();
         reloaded.log();
         systemd::reloaded("serving");
         reloaded

@@ -26,7 +26,7 @@ use crate::tls::ciphers::CipherList;
 use crate::tls::profile::Profile;
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{VirtualHost, VirtualHosts};
-use crate::tls::{Acceptors, TlsPolicy};
+use crate::tls::{Acceptors, TlsPolicy, TlsState};
 use crate::upstream::connect::MailTransport;
 use crate::upstream::dns::{DnsCache, IpMode};
 
@@ -132,8 +132,9 @@ pub(crate) fn build(
     store.mail_certs = config.mail.external.clone().filter(|_| config.mail.master.is_some());
     let policy = tls_policy(&node, &vhosts, &mut problems);
     let old_acceptors = before.map(|before| before.acceptors.clone());
+    let state = old_acceptors.as_ref().map(|acceptors| acceptors.state().clone());
     let acceptors = old_acceptors.filter(|acceptors| acceptors.are_for(&policy));
-    let acceptors = acceptors.or_else(|| acceptors_for(policy, certificates, &mut problems));
+    let acceptors = acceptors.or_else(|| acceptors_for(policy, certificates, state, &mut problems));
     let parts = tls_parts(config, acceptors, &mut problems);
     let Some((acceptors, trust)) = parts.filter(|_| !problems.has_errors()) else {
         return Err(problems);
@@ -187,9 +188,15 @@ pub(crate) fn build(
 
 type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>);
 
-/// Makes new acceptors: sessions that were begun with the previous ones are not resumed.
-fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &mut Problems) -> Option<Arc<Acceptors>> {
-    let acceptors = Acceptors::new(certificates, policy.clone()).or_else(|error| {
+/// Makes new acceptors, which go on with the state of the previous ones.
+fn acceptors_for(
+    policy: TlsPolicy,
+    certificates: &SharedCertStore,
+    state: Option<TlsState>,
+    problems: &mut Problems,
+) -> Option<Arc<Acceptors>> {
+    let state = state.unwrap_or_default();
+    let acceptors = Acceptors::new(certificates, policy.clone(), state.clone()).or_else(|error| {
         // Each cipher has been tried already; to be sure.
         let message = format!(
             "{}; the ciphers that Portico chooses are used",
@@ -202,7 +209,7 @@ fn acceptors_for(policy: TlsPolicy, certificates: &SharedCertStore, problems: &m
             max,
             ciphers: None,
         });
-        Acceptors::new(certificates, TlsPolicy { profile, ..policy })
+        Acceptors::new(certificates, TlsPolicy { profile, ..policy }, state)
     });
     acceptors
         .map(Arc::new)

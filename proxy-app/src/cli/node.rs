@@ -15,7 +15,9 @@ use crate::admin::health::{self, Certificates, UpstreamOrder};
 use crate::admin::holds::OneHold;
 use crate::admin::nodes::{ForgetNode, NodesLeft};
 use crate::admin::route::{Explained, Forgotten, LoginProtocol, Purge, TierAnswer};
-use crate::admin::sessions::{DirectoryWay, DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status};
+use crate::admin::sessions::{
+    DirectoryWay, DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status, TicketKeyState,
+};
 use crate::cli::asking::{ApiArgs, Lines, encoded, path_with, print, printable, table};
 use crate::cli::moves::ServerVerb;
 use crate::cli::nodes::{self, Everywhere, NodesVerb, Output, ScopeArgs};
@@ -558,6 +560,9 @@ fn status(answer: &Status) -> String {
         );
     }
     lines.line("routes", format!("{} in memory", answer.routes));
+    if let Some(keys) = &answer.ticket_keys {
+        lines.line("ticket keys", ticket_keys(keys));
+    }
     if let Some(shared) = &answer.shared_state {
         nodes::shared_state(&mut lines, shared);
     }
@@ -575,6 +580,13 @@ fn changes_by(way: &DirectoryWay) -> String {
         (None, None) => "looked for".to_owned(),
     };
     format!("{by}; the view is {age}")
+}
+
+/// Where the keys of session tickets come from, and how old they are.
+fn ticket_keys(keys: &TicketKeyState) -> String {
+    let fault = keys.fault.as_ref().map(|why| format!("; not in force: {why}"));
+    let fault = fault.unwrap_or_default();
+    format!("{}, {} s old, {} are taken{fault}", keys.source, keys.age, keys.taken)
 }
 
 fn generations(answer: &Generations) -> String {

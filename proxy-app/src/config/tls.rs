@@ -1,6 +1,7 @@
 //! `tls`: the default certificate, and the trust in mailbox servers.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mail_directory::yaml::{Mapping, Node};
 
@@ -8,9 +9,14 @@ use openssl::ssl::SslVersion;
 
 use super::LiveKey;
 use super::read::ConfigReader;
+use crate::tls::ticket_file::TicketFile;
+use crate::tls::ticket_keys::LIFE;
 use crate::tls::upstream::OLDEST_UPSTREAM;
 
 pub(super) const LIVE: [LiveKey; 1] = [("tls", |now, new| now.tls.clone_from(&new.tls))];
+
+/// How long a key may make tickets. Tickets live twice as long at most, and RFC 8446 section 4.6.1 gives them a week.
+const LIVES: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(84 * 60 * 60);
 
 /// `tls`
 #[derive(Debug, Clone)]
@@ -25,6 +31,10 @@ pub(crate) struct TlsConfig {
     pub upstream_own: Option<(PathBuf, PathBuf)>,
     /// Oldest version of TLS that is spoken with servers.
     pub upstream_min_version: SslVersion,
+    /// Keys of session tickets that an administrator distributes.
+    pub ticket_keys_file: Option<PathBuf>,
+    /// How long a key of others makes tickets.
+    pub ticket_key_life: Duration,
 }
 
 impl Default for TlsConfig {
@@ -35,6 +45,8 @@ impl Default for TlsConfig {
             upstream_verify: true,
             upstream_own: None,
             upstream_min_version: OLDEST_UPSTREAM,
+            ticket_keys_file: None,
+            ticket_key_life: LIFE,
         }
     }
 }
@@ -66,8 +78,22 @@ impl ConfigReader {
         {
             config.upstream_verify = verify;
         }
+        config.ticket_keys_file = section.take("ticket_keys_file").and_then(|node| self.ticket_keys(node));
+        self.duration(&mut section, "ticket_key_life", &mut config.ticket_key_life);
+        if !LIVES.contains(&config.ticket_key_life) {
+            node.error("ticket_key_life: expected 1s to 84h", &mut self.problems);
+        }
         section.finish(&mut self.problems);
         config
+    }
+
+    /// A file of keys. They are read again where they are used.
+    fn ticket_keys(&mut self, node: Node<'_>) -> Option<PathBuf> {
+        let path = node.path_buf(&mut self.problems)?;
+        if let Err(error) = TicketFile::read(&path) {
+            node.error(format!("{}: {error}", path.display()), &mut self.problems);
+        }
+        Some(path)
     }
 
     /// The files of a certificate and its key.

@@ -1,6 +1,6 @@
 //! Listening sockets, taken over from the process that this one replaces, from systemd, or bound here.
 //!
-//! This is the only file that needs `unsafe`: listening sockets come from the old process and from systemd as numbers,
+//! This file needs `unsafe`: listening sockets come from the old process and from systemd as numbers,
 //! and Rust cannot know that a number has no other owner.
 //!
 //! The table of Pingora's server holds a descriptor of its own for each of them: it is what the next process is

@@ -73,6 +73,16 @@ const PHASE: Metric = metric(
     &["protocol", "phase"],
     "Duration of each phase of a login: accept (to the PROXY header), tls, lookup, connect, login.",
 );
+const TLS_HANDSHAKES: Metric = metric(
+    "portico_tls_handshakes_total",
+    &["protocol", "kind"],
+    "TLS handshakes with clients that came to their end: full ones, and those that resumed a session.",
+);
+pub(crate) const TICKET_KEY: Metric = metric(
+    "portico_tls_ticket_key_age_seconds",
+    &["source"],
+    "Time since the key of TLS session tickets in force makes them, by where keys come from: file, shared_state or own.",
+);
 const LOGINS: Metric = metric(
     "portico_logins_total",
     &["protocol", "outcome"],
@@ -230,6 +240,8 @@ pub const ALL: &[&Metric] = &[
     &REQUESTS_REFUSED,
     &REQUESTS_LIMITED,
     &PHASE,
+    &TLS_HANDSHAKES,
+    &TICKET_KEY,
     &LOGINS,
     &THROTTLED,
     &POLICY,
@@ -306,6 +318,7 @@ pub(crate) struct ScrapeMetrics {
     pub(crate) left_out: IntCounterVec,
     pub(crate) shared_failures: IntCounterVec,
     pub(crate) turns: IntCounterVec,
+    pub(crate) handshakes: IntCounterVec,
     gauges: Vec<(&'static str, GaugeVec)>,
 }
 
@@ -357,6 +370,7 @@ impl Metrics {
             &READY,
             &UPTIME,
             &CERTIFICATE,
+            &TICKET_KEY,
             &DIRECTORY,
             &REFUSED_DIRECTORY,
             &SYNC,
@@ -394,6 +408,7 @@ impl Metrics {
                 left_out: counters(&LEFT_OUT)?,
                 shared_failures: counters(&SHARED_FAILURES)?,
                 turns: counters(&RETURN_TURNS)?,
+                handshakes: counters(&TLS_HANDSHAKES)?,
                 gauges: gauges.map(gauge).into_iter().collect::<Result<_, _>>()?,
             }),
             previous: Mutex::default(),

@@ -121,6 +121,7 @@ impl Nodes {
         self.beat(engine, local).await?;
         self.catch_up(engine, local).await?;
         self.follow_sessions(engine).await?;
+        self.share_tickets(engine).await?;
         let mut state = self.state.lock();
         state.engine = Some(engine.clone());
         state.with_engine = Standing::Joined {
@@ -137,10 +138,12 @@ impl Nodes {
         self.tell_guesses(engine).await?;
         self.read_guesses(engine).await?;
         self.follow_sessions(engine).await?;
-        match catch_up {
-            true => self.catch_up(engine, local).await,
-            false => Ok(()),
+        self.share_new_tickets(engine).await?;
+        if catch_up {
+            self.catch_up(engine, local).await?;
+            self.share_tickets(engine).await?;
         }
+        Ok(())
     }
 
     /// Reads what stands on all nodes: orders may have been given while this one did not hear.

@@ -40,6 +40,11 @@ impl Names<'_> {
         format!("{{{}}}:guesses", self.0)
     }
 
+    /// The keys of TLS session tickets whose periods are so many milliseconds long: a hash, by period.
+    pub(super) fn tickets(&self, life: u64) -> String {
+        format!("{{{}}}:tickets:{life}", self.0)
+    }
+
     /// The sessions of a run: a hash.
     pub(super) fn sessions(&self, run: &str) -> String {
         format!("{{{}}}:sessions:{run}", self.0)

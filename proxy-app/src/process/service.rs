@@ -165,8 +165,9 @@ impl Service for ListenerService {
         };
         let env = Arc::new(app.process());
         load_routes(&env).await;
-        if self.upgrade_request.is_some() {
+        if let Some(request) = &self.upgrade_request {
             take_throttle(&env).await;
+            request.tickets.iter().for_each(|told| app.take_tickets(told));
         }
         // Not one of the tasks: it answers until the process ends.
         tokio::spawn(admin.serve(app.admin(), shutdown.clone()));
@@ -188,6 +189,7 @@ impl Service for ListenerService {
         }
         tasks.extend(follow_routes(&env));
         tasks.push(tokio::spawn(app.clone().follow_certificates()));
+        tasks.push(tokio::spawn(app.clone().follow_tickets()));
         systemd::serves("serving");
         if let Some(waiting) = self.waiting {
             tokio::spawn(waiting.notify());

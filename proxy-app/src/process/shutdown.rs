@@ -23,6 +23,7 @@ use crate::listen::{Ending, GOODBYE};
 use crate::node::systemd;
 use crate::process::counts::ToldCounts;
 use crate::process::upgrade::{self, SuccessorCommand, UpgradeSocket};
+use crate::tls::ticket_keys::TicketKeys;
 
 /// How long clients may go on to log in when the node is stopped: one that connected just before the listeners closed
 /// gets in.
@@ -86,7 +87,7 @@ impl EndSignal {
                 () = signals.quit.next() => {
                     log::warn!("SIGQUIT alone does nothing: a new process that is started with -u asks by itself");
                 }
-                asker = next_request(socket.as_ref()), if upgrade.is_none() => {
+                asker = next_request(socket.as_ref(), &env.tickets), if upgrade.is_none() => {
                     log::info!("a new process asks for the listening sockets");
                     let path = socket.as_ref().map(UpgradeSocket::upgrade_sock).unwrap_or_default();
                     let (env, fds) = (env.clone(), fds.clone());
@@ -148,9 +149,9 @@ pub(crate) fn upgrade_socket(conf: &ServerConf) -> Option<UpgradeSocket> {
         .ok()
 }
 
-async fn next_request(socket: Option<&UpgradeSocket>) -> UnixStream {
+async fn next_request(socket: Option<&UpgradeSocket>, tickets: &TicketKeys) -> UnixStream {
     match socket {
-        Some(socket) => socket.next_request().await,
+        Some(socket) => socket.next_request(tickets).await,
         None => pending().await,
     }
 }

@@ -3,7 +3,8 @@
 //! The sockets themselves go by Pingora's way (`upgrade_sock`). Around it stands a second socket, `upgrade_sock` with
 //! `.ask` behind it, at which the running process always listens. The new process connects to it, and as long as
 //! that connection lives the old one knows that the new one does. Only when the new one has confirmed that it serves
-//! does the old one stop accepting: whatever fails before, the old one serves on.
+//! does the old one stop accepting: whatever fails before, the old one serves on. Before it asks to take over, the new
+//! one asks for the keys of TLS session tickets, which stand in no file.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,16 +13,21 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use mail_directory::Secret;
 use pingora::server::ListenFds;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin::inode_of;
+use crate::tls::ticket_keys::{TOLD_MAX, TicketKeys};
 
 /// What the new process sends first, and what it sends when it serves.
 const ASK: &[u8; 8] = b"upgrade\n";
 const SERVES: &[u8; 7] = b"serves\n";
+
+/// What it sends at a connection of its own to be told the keys of session tickets.
+const TICKETS: &[u8; 8] = b"tickets\n";
 
 /// How long a peer may take for its request.
 const QUESTION: Duration = Duration::from_secs(2);
@@ -41,14 +47,25 @@ fn socket_path(upgrade_sock: &Path) -> PathBuf {
 pub(crate) struct UpgradeRequest {
     socket_path: PathBuf,
     stream: std::os::unix::net::UnixStream,
+    /// The keys of session tickets of the old process, if it tells them.
+    pub tickets: Option<Secret<String>>,
 }
 
 impl UpgradeRequest {
-    /// Asks the running process.
+    /// Asks the running process for the keys of session tickets, and to hand over.
     ///
     /// # Errors
     /// No process is running.
-    pub(crate) fn new(upgrade_sock: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn ask(upgrade_sock: &Path) -> anyhow::Result<Self> {
+        // First: it answers nobody any more while it hands over.
+        let tickets = told_tickets(&socket_path(upgrade_sock))
+            .map_err(|error| log::debug!("the running process does not tell its ticket keys: {error}"))
+            .ok();
+        let request = Self::new(upgrade_sock)?;
+        Ok(Self { tickets, ..request })
+    }
+
+    fn new(upgrade_sock: &Path) -> anyhow::Result<Self> {
         let socket_path = socket_path(upgrade_sock);
         let mut stream = std::os::unix::net::UnixStream::connect(&socket_path).with_context(|| {
             format!(
@@ -57,7 +74,11 @@ impl UpgradeRequest {
             )
         })?;
         stream.write_all(ASK).context("the running process does not listen")?;
-        Ok(Self { socket_path, stream })
+        Ok(Self {
+            socket_path,
+            stream,
+            tickets: None,
+        })
     }
 
     /// Checks whether the old process still waits for this one, or has gone.
@@ -94,6 +115,20 @@ impl UpgradeRequest {
     }
 }
 
+/// What the running process tells of its ticket keys. An older one says nothing, and closes.
+fn told_tickets(socket_path: &Path) -> io::Result<Secret<String>> {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket_path)?;
+    stream.set_read_timeout(Some(QUESTION))?;
+    stream.write_all(TICKETS)?;
+    let mut told = String::with_capacity(TOLD_MAX);
+    let read = stream.take(TOLD_MAX as u64).read_to_string(&mut told);
+    let told = Secret::new(told);
+    match read? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(told),
+    }
+}
+
 /// The socket at which a running process is asked to hand over.
 pub(crate) struct UpgradeSocket {
     path: PathBuf,
@@ -125,12 +160,13 @@ impl UpgradeSocket {
         path.strip_suffix(".ask").unwrap_or(&path).to_owned()
     }
 
-    /// The next process that asks.
-    pub(crate) async fn next_request(&self) -> UnixStream {
+    /// The next process that asks. One that asks for `tickets` is told them.
+    pub(crate) async fn next_request(&self, tickets: &TicketKeys) -> UnixStream {
         loop {
             match self.socket.accept().await {
-                Ok((stream, _)) => match timeout(QUESTION, read_request(stream)).await {
-                    Ok(Ok(stream)) => return stream,
+                Ok((stream, _)) => match timeout(QUESTION, read_request(stream, tickets)).await {
+                    Ok(Ok(Some(stream))) => return stream,
+                    Ok(Ok(None)) => {}
                     Ok(Err(error)) => log::warn!("an upgrade was requested without permission: {error:#}"),
                     Err(_) => log::warn!("somebody connected to {} and said nothing", self.path.display()),
                 },
@@ -150,13 +186,18 @@ impl UpgradeSocket {
     }
 }
 
-async fn read_request(mut stream: UnixStream) -> anyhow::Result<UnixStream> {
+/// `None`: it was answered.
+async fn read_request(mut stream: UnixStream, tickets: &TicketKeys) -> anyhow::Result<Option<UnixStream>> {
     let asker = stream.peer_cred()?.uid();
     ensure!(is_ours(asker), "user {asker}");
     let mut word = [0; ASK.len()];
     stream.read_exact(&mut word).await?;
+    if word == *TICKETS {
+        stream.write_all(tickets.told().expose().as_bytes()).await?;
+        return Ok(None);
+    }
     ensure!(word == *ASK, "not our language");
-    Ok(stream)
+    Ok(Some(stream))
 }
 
 /// Root, or the user that we are.
@@ -236,15 +277,17 @@ impl SuccessorCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::ticket_keys::FromFile;
 
     #[tokio::test]
     async fn a_process_that_is_not_waited_for_does_not_serve_beside_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let socket = UpgradeSocket::open(&path).unwrap();
+        let keys = TicketKeys::default();
         let (upgrade_request, late) = (UpgradeRequest::new(&path).unwrap(), UpgradeRequest::new(&path).unwrap());
-        let mut asker = socket.next_request().await;
-        drop(socket.next_request().await);
+        let mut asker = socket.next_request(&keys).await;
+        drop(socket.next_request(&keys).await);
         upgrade_request.is_awaited().unwrap();
         assert!(late.is_awaited().is_err());
         assert!(late.serves().is_err());
@@ -254,10 +297,23 @@ mod tests {
         assert_eq!(&word, SERVES);
         // Where no process serves, none stands in the way.
         let orphan = UpgradeRequest::new(&path).unwrap();
-        drop(socket.next_request().await);
+        drop(socket.next_request(&keys).await);
         socket.close();
         orphan.is_awaited().unwrap();
         orphan.serves().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_new_process_is_told_the_keys_of_tickets_before_it_takes_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let socket = UpgradeSocket::open(&path).unwrap();
+        let keys = TicketKeys::default();
+        keys.renew(0, Duration::from_secs(1), FromFile::No);
+        let asking = tokio::task::spawn_blocking(move || UpgradeRequest::ask(&path).unwrap());
+        let _asker = socket.next_request(&keys).await;
+        let request = asking.await.unwrap();
+        assert_eq!(request.tickets.unwrap().expose(), keys.told().expose());
     }
 
     #[tokio::test]

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use mail_directory::names;
 use mail_directory::tls_words::reasons;
+use mail_directory::{Secret, names};
 use openssl::asn1::Asn1Time;
 use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::sha::Sha256;
 use openssl::ssl::SslContext;
@@ -13,7 +14,8 @@ use openssl::x509::{X509, X509VerifyResult};
 
 use crate::tls::client_certs::ClientCerts;
 use crate::tls::contexts::Contexts;
-use crate::tls::profile::Profile;
+use crate::tls::profile::{InnerProtocol, Profile};
+use crate::tls::tickets::TicketScope;
 
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;
@@ -27,6 +29,8 @@ pub(crate) struct CertKey {
     pub(crate) key: PKey<Private>,
     pub(crate) contexts: Contexts,
     source: TextDigest,
+    /// What all who have this certificate and its key know, and nobody else: by it tickets are bound to both.
+    ticket_secret: Secret<[u8; 32]>,
     /// The names that the certificate is good for, in lower case.
     names: Vec<String>,
 }
@@ -76,6 +80,7 @@ impl CertKey {
             return Err(CertError::Mismatch);
         }
         Ok(Self {
+            ticket_secret: ticket_secret(&leaf, &key).map_err(CertError::Key)?,
             names: names_in(&leaf),
             leaf,
             chain,
@@ -173,7 +178,7 @@ impl CertKey {
 
     /// SHA-256 of the certificate: two are the same if this is.
     pub(crate) fn fingerprint(&self) -> Vec<u8> {
-        let digest = self.leaf.digest(openssl::hash::MessageDigest::sha256());
+        let digest = self.leaf.digest(MessageDigest::sha256());
         digest.map(|digest| digest.to_vec()).unwrap_or_default()
     }
 
@@ -200,6 +205,26 @@ impl CertKey {
         &self.leaf
     }
 
+    /// Which session tickets are good where this certificate is shown, under these rules for clients: those that were
+    /// made under the same ones, inside the same protocol, while `all_rules` were the same; for most protocols at the same
+    /// name. A ticket brings along the certificate that its client presented, or none (CVE-2025-23419), and a session that
+    /// began at one name says so for ever.
+    ///
+    /// # Errors
+    /// The TLS library has no memory.
+    pub(crate) fn ticket_scope(
+        &self,
+        rules: &ClientCerts,
+        all_rules: &[u8; 32],
+        inner: InnerProtocol,
+        name: Option<&str>,
+    ) -> Result<TicketScope, ErrorStack> {
+        let name = name.filter(|_| inner.keeps_to_name());
+        let (id, about) = (rules.id(), [inner as u8, u8::from(name.is_some())]);
+        let parts = [id.octets(), &all_rules[..], &about, name.unwrap_or_default().as_bytes()];
+        TicketScope::new(&self.ticket_secret, &parts)
+    }
+
     /// The context of this certificate for this profile and these rules for clients.
     ///
     /// # Errors
@@ -217,6 +242,15 @@ impl CertKey {
             Ok(builder.build().into_context())
         })
     }
+}
+
+fn ticket_secret(leaf: &X509, key: &PKey<Private>) -> Result<Secret<[u8; 32]>, ErrorStack> {
+    let key = Secret::new(key.private_key_to_pkcs8()?);
+    let mut sha = Sha256::new();
+    sha.update(b"portico ticket secret");
+    sha.update(&leaf.digest(MessageDigest::sha256())?);
+    sha.update(key.expose());
+    Ok(Secret::new(sha.finish()))
 }
 
 fn names_in(leaf: &X509) -> Vec<String> {

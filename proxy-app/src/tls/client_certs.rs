@@ -43,6 +43,13 @@ pub(crate) enum CertMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PolicyId([u8; 32]);
 
+impl PolicyId {
+    /// Octets that are equal where ids are.
+    pub(crate) fn octets(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 /// The rules of a virtual host for certificates of clients.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientCerts {

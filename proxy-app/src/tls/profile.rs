@@ -12,7 +12,11 @@ use openssl::ssl::{
     select_next_proto,
 };
 
+use mail_directory::Secret;
+
 use crate::tls::client_certs::ClientCerts;
+use crate::tls::ticket_keys::TicketKeys;
+use crate::tls::tickets::TicketScope;
 
 /// How keys are agreed, the best first (RFC 8446 section 4.2.7). The first is hybrid: recorded traffic stays secret even
 /// when there are quantum computers (draft-ietf-tls-ecdhe-mlkem). A client that does not know it gets the next one.
@@ -34,6 +38,20 @@ pub(crate) enum InnerProtocol {
 }
 
 impl InnerProtocol {
+    /// All there are, in their order.
+    pub(crate) const ALL: [Self; 5] = [Self::Web, Self::Imap, Self::Pop3, Self::Lookup, Self::Stream];
+
+    /// Its name in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Web => "http",
+            Self::Imap => "imap",
+            Self::Pop3 => "pop3",
+            Self::Lookup => "lookup",
+            Self::Stream => "stream",
+        }
+    }
+
     /// In wire format, by preference.
     fn alpn(self) -> &'static [u8] {
         match self {
@@ -45,11 +63,10 @@ impl InnerProtocol {
         }
     }
 
-    /// Whether clients may resume a session. The TLS library resumes one at any name of the same certificate, which RFC
-    /// 6066 section 3 forbids. A web request has its Host; elsewhere the name decides on the domain of a login without
-    /// one.
-    pub(crate) fn resumes(self) -> bool {
-        self == Self::Web
+    /// Whether a session is resumed at the name only that it began with (RFC 6066 section 3). A web request has its
+    /// Host; elsewhere the name decides on the domain of a login without one.
+    pub(crate) fn keeps_to_name(self) -> bool {
+        self != Self::Web
     }
 
     /// Chooses from an offer. A client that offers only other protocols has been lured to the wrong port (ALPACA); one
@@ -94,7 +111,7 @@ impl Profile {
         }
         builder.set_groups_list(GROUPS)?;
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_RENEGOTIATION);
-        // With tickets, a cache of sessions is only memory.
+        // With tickets (`ticket_method`), a cache of sessions is only memory.
         builder.set_session_cache_mode(SslSessionCacheMode::OFF);
         builder.set_alpn_select_callback(|ssl, offered| match ssl.ex_data(*HANDSHAKE_INFO) {
             Some(info) => info.inner.agree(offered),
@@ -112,6 +129,22 @@ pub(crate) struct HandshakeInfo {
     pub local: IpAddr,
     /// The rules for its certificate, once its ClientHello has been read.
     pub rules: Option<Arc<ClientCerts>>,
+    /// The keys of session tickets. Not those of this moment: a session that lasts for days would keep old ones.
+    pub tickets: Arc<TicketKeys>,
+    /// Which tickets are good here, once its ClientHello has been read.
+    pub scope: Option<TicketScope>,
+}
+
+impl HandshakeInfo {
+    /// A ticket with the session of this handshake; `None` if it cannot be made.
+    pub(super) fn seal(&self, session: &[u8]) -> Option<Vec<u8>> {
+        self.tickets.seal(self.scope.as_ref()?, session).ok()
+    }
+
+    /// The session in a ticket, if it is good here.
+    pub(super) fn open(&self, ticket: &[u8]) -> Option<Secret<Vec<u8>>> {
+        self.tickets.open(self.scope.as_ref()?, ticket)
+    }
 }
 
 /// Where a handshake keeps its [`HandshakeInfo`].
