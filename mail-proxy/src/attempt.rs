@@ -202,6 +202,8 @@ struct Tries {
     begun: Instant,
     /// From when on no hold has begun that the route does not know of.
     routed: HoldMoment,
+    /// The route from which an exchange has come to its server: by itself, or by referrals.
+    from: Option<Route>,
     /// How long a server has waited for its client within one try.
     thought: Duration,
     /// Name of the server's entry.
@@ -237,6 +239,7 @@ impl Tries {
         Self {
             under_way: facts.connection.handle.begin_login(&credentials.user),
             routed: env.routes.holds().moment(),
+            from: None,
             thought: Duration::ZERO,
             record,
             facts,

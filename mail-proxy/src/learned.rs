@@ -1,9 +1,10 @@
 //! What the mailbox servers have said that they can, so that a client is promised nothing before its login that its
 //! server lacks.
 //!
-//! A list is kept for each server; only what is in all of them is promised, since nobody knows yet who comes. A client that has asked for a name in TLS is
-//! promised what those servers share that logins under this name have met: mostly those of one domain. A name under which
-//! they have met too many is that of no domain, and is promised what all servers share.
+//! A list is kept for each server; only what is in all of them is promised, since nobody knows yet who comes. A client
+//! that has asked for a name in TLS is promised what those servers share that logins under this name have met: mostly
+//! those of one domain. A name under which they have met too many is that of no domain, and is promised what all servers
+//! share.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1995,14 +1995,20 @@ async fn an_exchange_goes_on_elsewhere_only_before_it_has_begun() {
 /// move, and goes on only where the account has stayed.
 #[tokio::test(start_paused = true)]
 async fn an_exchange_goes_on_behind_a_hold_only_at_the_right_server() {
-    for (moves, ends, expected) in [
-        (false, true, "+ dj1RUT09"),
-        (true, true, "a NO [UNAVAILABLE]"),
-        (false, false, "a NO [UNAVAILABLE] held"),
+    let refers = Store::ScramSays("NO [REFERRAL imap://two.example/] try there");
+    for (one, moves, ends, expected) in [
+        (Store::Scram(0), false, true, "+ dj1RUT09"),
+        (Store::Scram(0), true, true, "a NO [UNAVAILABLE]"),
+        // Its client is not told meanwhile that the password is wrong.
+        (Store::Scram(0), false, false, "a NO [UNAVAILABLE] held"),
+        // The account has not moved: its server knows another one.
+        (refers, false, true, "+ dj1RUT09"),
     ] {
         let mut s = stage(Plan {
-            one: Some(Store::Scram(0)),
+            one: Some(one),
+            two: Some(Store::Scram(0)),
             moves,
+            wait: Some(5),
             ..Plan::default()
         });
         s.expect("* OK").await;

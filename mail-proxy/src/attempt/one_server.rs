@@ -165,7 +165,7 @@ impl Tries {
                     self.note_challenge(credentials, route, &message);
                     let asked = Instant::now();
                     let response = self.ask(message).await.map_err(|_| Unanswered::Withdrawn)?;
-                    let may_go_on = self.may_go_on(credentials, route).await;
+                    let may_go_on = self.may_go_on(credentials).await;
                     self.thought += asked.elapsed();
                     may_go_on.map_err(Unanswered::Stopped)?;
                     deadline.as_mut().reset(waits.answer + self.thought);

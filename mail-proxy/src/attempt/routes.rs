@@ -32,10 +32,16 @@ impl Tries {
 
     /// Whether the login may go on at the server where its client has proved itself: while the client was thinking, no
     /// move waited for it.
-    pub(super) async fn may_go_on(&mut self, credentials: &Credentials, route: &Route) -> Result<(), LoginFailure> {
+    pub(super) async fn may_go_on(&mut self, credentials: &Credentials) -> Result<(), LoginFailure> {
+        let Some(from) = self.from.clone() else {
+            return Ok(());
+        };
+        // It waits for the end of a hold now, and not for a server that is silent.
+        self.course.send_modify(|course| course.greeted = None);
         let lookup = self.facts.lookup(credentials);
-        let fresh = self.unheld(&lookup, route.clone(), self.routed).await?;
-        match is_elsewhere(&fresh, route) {
+        let fresh = self.unheld(&lookup, from.clone(), self.routed).await?;
+        self.note_greeting();
+        match is_elsewhere(&fresh, &from) {
             true => Err(LoginFailure::UpstreamDown(MOVED.to_owned())),
             false => Ok(()),
         }

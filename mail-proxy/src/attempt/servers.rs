@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::routes::is_elsewhere;
 use super::{MOVED, Taken, Tries};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Proof};
 use crate::known_servers::ServerDoor;
 use crate::login_failure::LoginFailure;
 use crate::machine::IdFields;
@@ -124,6 +124,9 @@ impl Tries {
         id: IdFields,
     ) -> Result<Taken, TryFailure> {
         let mut been = vec![route.clone()];
+        if matches!(credentials.proof, Proof::Exchange(_)) {
+            self.from = Some(route.clone());
+        }
         let mut result = self.try_patiently(route, credentials, id.clone()).await;
         while let Some(referral) = self.referral(&result) {
             let next = match self.referred(lookup, &been, &referral) {
