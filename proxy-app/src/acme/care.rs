@@ -18,12 +18,17 @@ const ORDER_PAUSE: [i64; 2] = [5 * 60, 12 * 60 * 60];
 const AUTHORITY_PAUSE: [i64; 2] = [5, 60 * 60];
 /// Renewal begins when this part of a certificate's life is left.
 const RENEWED: i64 = 3;
-/// Until this part of its life is left, a renewal does not leave out a name that the certificate has, and may be put off
-/// by the authority.
+/// Until this part of its life is left, the authority may put a renewal off. Then there is time for some tries with all
+/// of its names.
+const PUT_OFF: i64 = 4;
+/// Until this part of its life is left, a renewal does not leave out a name that the certificate has.
 const NAMES_KEPT: i64 = 6;
-/// A certificate that was renewed because the authority wanted it is not renewed again for that reason within a day: the
-/// authority may want it of each.
+/// A certificate is renewed because the authority wants it once a day at most, and not on its first day: the authority may
+/// want it of each.
 const ADVISED_PAUSE: i64 = 24 * 60 * 60;
+
+/// When the authority is asked about a certificate about which it was never asked: before all others.
+const NEVER: i64 = i64::MIN;
 
 /// What failed, and when it is tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +143,7 @@ impl CurrentCertificate {
 
     /// When a renewal must not be put off any longer.
     fn latest(&self) -> i64 {
-        self.expires - self.lifetime / NAMES_KEPT
+        self.expires - self.lifetime / PUT_OFF
     }
 
     /// Whether it is worth being stored in place of the one in use. One that is due at once, and good for no longer, would
@@ -149,7 +154,7 @@ impl CurrentCertificate {
 
     /// Names that a renewal at this time may not leave out.
     fn kept(&self, now: i64) -> HashSet<String> {
-        match now < self.latest() {
+        match now < self.expires - self.lifetime / NAMES_KEPT {
             true => self.covers.clone(),
             false => HashSet::new(),
         }
@@ -201,7 +206,7 @@ impl DomainCare {
         let names: Vec<String> = domain.hosts.iter().filter(is_open).cloned().collect();
         let order = DueOrder {
             domain: domain.name.clone(),
-            kept: current.map(|current| current.kept(now)).unwrap_or_default(),
+            kept: current.map(|current| self.kept(current, now)).unwrap_or_default(),
             covered: current.map(|current| current.covers.clone()).unwrap_or_default(),
             is_renewal: renews <= now,
             replaces: current.and_then(|current| self.known_to_authority(current)),
@@ -230,13 +235,30 @@ impl DomainCare {
         let Some(window) = self.advice_on(current).and_then(|advice| advice.window) else {
             return current.renews();
         };
-        let rest = self.followed.map_or(i64::MIN, |at| at.saturating_add(ADVISED_PAUSE));
+        // What was done before the process began is not known, but that a certificate is new.
+        let begins = current.expires - current.lifetime;
+        let rest = self.followed.map_or(begins, |at| at.max(begins)) + ADVISED_PAUSE;
         current.renews_within(window).max(rest).min(current.latest())
+    }
+
+    /// Names that a renewal at this time may not leave out. Once the authority's time is over, it may take the certificate
+    /// back: one name that has gone must not keep all others from a new one.
+    fn kept(&self, current: &CurrentCertificate, now: i64) -> HashSet<String> {
+        let window = self.advice_on(current).and_then(|advice| advice.window);
+        match window.is_some_and(|[_, end]| end <= now) {
+            true => HashSet::new(),
+            false => current.kept(now),
+        }
     }
 
     fn advice_on(&self, current: &CurrentCertificate) -> Option<&KnownAdvice> {
         let advice = self.advice.as_ref();
         advice.filter(|advice| current.id.as_ref() == Some(&advice.id))
+    }
+
+    /// When the authority is asked about this certificate.
+    fn ask_at(&self, current: &CurrentCertificate) -> i64 {
+        self.advice_on(current).map_or(NEVER, |advice| advice.ask_at)
     }
 
     fn known_to_authority(&self, current: &CurrentCertificate) -> Option<String> {
@@ -246,21 +268,26 @@ impl DomainCare {
 }
 
 impl CertificateCare {
-    /// The certificates about which the authority is to be asked now: their domains and ids.
-    pub(crate) fn unadvised(&self, wanted: &[WantedDomain], now: i64) -> Vec<(String, String)> {
+    /// The certificates about which the authority is to be asked now, those first that have waited longest, and at most so
+    /// many: their domains and ids.
+    pub(crate) fn unadvised(&self, wanted: &[WantedDomain], most: usize, now: i64) -> Vec<(String, String)> {
         let state = self.0.lock();
         let unadvised = wanted.iter().filter_map(|domain| {
             let current = domain.current.as_ref().filter(|current| current.is_ours)?;
-            let (id, known) = (current.id.clone()?, state.domains.get(&domain.name));
-            let known = known.and_then(|care| care.advice_on(current));
-            let is_due = known.is_none_or(|advice| advice.ask_at <= now);
-            is_due.then_some((domain.name.clone(), id))
+            let ask_at = state
+                .domains
+                .get(&domain.name)
+                .map_or(NEVER, |care| care.ask_at(current));
+            (ask_at <= now).then_some((ask_at, (domain.name.clone(), current.id.clone()?)))
         });
-        unadvised.collect()
+        let mut unadvised: Vec<_> = unadvised.collect();
+        // Of those that have waited as long, in the order of their names.
+        unadvised.sort_by_key(|(ask_at, _)| *ask_at);
+        unadvised.into_iter().map(|(_, about)| about).take(most).collect()
     }
 
     /// Remembers what the authority has said about the certificate with this id; `None`: nothing, and what it said before
-    /// holds. Returns whether that is new.
+    /// holds. Returns whether people should know: it has said something else before, or wants it renewed now.
     pub(crate) fn advised(&self, domain: &str, id: &str, advice: Option<&RenewalAdvice>, now: i64) -> bool {
         let mut state = self.0.lock();
         let known = &mut state.domains.entry(domain.to_owned()).or_default().advice;
@@ -275,7 +302,7 @@ impl CertificateCare {
             window,
             ask_at: now.saturating_add(i64::try_from(pause).unwrap_or(i64::MAX)),
         });
-        window != before
+        window != before && (before.is_some() || window.is_some_and(|[start, _]| start <= now))
     }
 
     /// The orders to make now, and when to look again.
@@ -289,8 +316,8 @@ impl CertificateCare {
             care.barred.clone_from(&domain.barred);
             let ours = domain.current.as_ref().filter(|current| current.is_ours);
             care.renews = ours.map(|ours| care.renews_at(ours));
-            if let Some(advice) = ours.and_then(|ours| care.advice_on(ours)) {
-                next = next.min(advice.ask_at);
+            if let Some(ours) = ours.filter(|ours| ours.id.is_some()) {
+                next = next.min(care.ask_at(ours));
             }
             match care.due(domain, now) {
                 Ok(order) => orders.push(order),
@@ -367,7 +394,7 @@ impl CertificateCare {
             care.order = None;
             care.names.clear();
             if let Some(advice) = &mut care.advice {
-                advice.ask_at = i64::MIN;
+                advice.ask_at = NEVER;
             }
         }
     }
@@ -405,8 +432,16 @@ mod tests {
             expires: NOW + left * DAY,
             lifetime: 90 * DAY,
             covers: covers.iter().map(|host| (*host).to_owned()).collect(),
-            id: Some("issuer.number".to_owned()),
+            id: None,
             spread: 128,
+        }
+    }
+
+    /// One of ours about which the authority may be asked.
+    fn known(left: i64, covers: &[&str]) -> CurrentCertificate {
+        CurrentCertificate {
+            id: Some("issuer.number".to_owned()),
+            ..current(true, left, covers)
         }
     }
 
@@ -566,25 +601,26 @@ mod tests {
 
     #[test]
     fn a_certificate_is_renewed_when_the_authority_says() {
-        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
+        let served = [domain(&["a"], Some(known(80, &["a"])))];
         let asked = vec![("a.test".to_owned(), "issuer.number".to_owned())];
         for (days, renews) in [
             // A moment within, by the certificate's own number.
             ([10, 20], Some(15)),
             // Not near its end, whatever the authority says.
-            ([79, 80], Some(65)),
+            ([79, 80], Some(57)),
             ([-2, -1], None),
         ] {
             let care = CertificateCare::default();
             let _ = care.due(&served, NOW);
-            assert_eq!(care.unadvised(&served, NOW), asked);
-            assert!(care.advised("a.test", "issuer.number", Some(&advice(days)), NOW));
+            assert_eq!(care.unadvised(&served, 16, NOW), asked);
+            let tells = care.advised("a.test", "issuer.number", Some(&advice(days)), NOW);
+            assert_eq!(tells, renews.is_none(), "{days:?}");
             assert!(
                 !care.advised("a.test", "issuer.number", Some(&advice(days)), NOW),
                 "it is known"
             );
-            assert_eq!(care.unadvised(&served, NOW), []);
-            assert_eq!(care.unadvised(&served, NOW + 3600), asked);
+            assert_eq!(care.unadvised(&served, 16, NOW), []);
+            assert_eq!(care.unadvised(&served, 16, NOW + 3600), asked);
             let (orders, _) = care.due(&served, NOW);
             assert_eq!(orders.len(), usize::from(renews.is_none()), "{days:?}");
             if let Some(renews) = renews {
@@ -601,29 +637,75 @@ mod tests {
     /// The story that must not be: an authority that wants each certificate renewed at once, and gets an order each minute.
     #[test]
     fn an_authority_that_wants_each_renewed_gets_one_a_day() {
-        let care = CertificateCare::default();
-        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
-        let (mut time, mut orders) = (NOW, 0);
-        while time < NOW + 3 * DAY {
-            care.advised("a.test", "issuer.number", Some(&advice([-2, -1])), time);
-            if care.due(&served, time).0.len() == 1 {
-                orders += 1;
-                care.succeeded("a.test", &["a".to_owned()], time);
+        for (restarts, is_backdated) in [(false, false), (true, false), (false, true)] {
+            let mut care = CertificateCare::default();
+            let mut served = [domain(&["a"], Some(known(80, &["a"])))];
+            let (mut time, mut orders) = (NOW, 0);
+            while time < NOW + 3 * DAY {
+                care.advised("a.test", "issuer.number", Some(&advice([-2, -1])), time);
+                if care.due(&served, time).0.len() == 1 {
+                    orders += 1;
+                    care.succeeded("a.test", &["a".to_owned()], time);
+                    let life = if is_backdated { 80 } else { 90 };
+                    let new = known(life, &["a"]);
+                    served[0].current = Some(CurrentCertificate {
+                        expires: new.expires + (time - NOW),
+                        ..new
+                    });
+                }
+                care.forget_failures();
+                if restarts {
+                    care = CertificateCare::default();
+                }
+                time += 3600;
             }
-            time += 3600;
+            assert_eq!(orders, 3, "restarts: {restarts}, backdated: {is_backdated}");
         }
-        assert_eq!(orders, 3);
-        care.forget_failures();
+    }
+
+    /// The story: so many are asked about at one look, and those behind them in the order of names never had their turn.
+    #[test]
+    fn all_certificates_are_asked_about_in_turn() {
+        let care = CertificateCare::default();
+        let wanted: Vec<WantedDomain> = (0..100)
+            .map(|at| WantedDomain {
+                name: format!("d{at:03}.test"),
+                ..domain(&["a"], Some(known(80, &["a"])))
+            })
+            .collect();
+        let (mut asked, mut time) = (HashMap::new(), NOW);
+        for _ in 0..20 {
+            let (_, next) = care.due(&wanted, time);
+            time = next.max(time + 1);
+            for (name, id) in care.unadvised(&wanted, 16, time) {
+                care.advised(&name, &id, Some(&advice([10, 20])), time);
+                *asked.entry(name).or_insert(0) += 1;
+            }
+        }
+        assert_eq!(asked.len(), 100);
         assert!(
-            care.due(&served, time - 3600).0.is_empty(),
-            "a reload does not change that"
+            time < NOW + 3 * 3600 && asked.values().all(|count| *count >= 2),
+            "{asked:?}"
         );
+    }
+
+    /// The authority will take the certificate back, and one of its names has gone.
+    #[test]
+    fn a_name_that_is_gone_does_not_keep_the_others_from_an_urgent_renewal() {
+        for (days, due) in [([-2, -1], &["good"][..]), ([-1, 1], &[])] {
+            let care = CertificateCare::default();
+            let served = domain(&["bad", "good"], Some(known(80, &["bad", "good"])));
+            let _ = care.due(std::slice::from_ref(&served), NOW);
+            care.advised("a.test", "issuer.number", Some(&advice(days)), NOW);
+            care.name_failed("a.test", "bad", "no address", None, NOW);
+            assert_eq!(names(&care, &served, NOW), due, "{days:?}");
+        }
     }
 
     #[test]
     fn an_authority_that_says_nothing_leaves_it_as_it_was() {
         let care = CertificateCare::default();
-        let served = [domain(&["a"], Some(current(true, 80, &["a"])))];
+        let served = [domain(&["a"], Some(known(80, &["a"])))];
         let renews = || {
             let _ = care.due(&served, NOW);
             (care.all().1[0].1.renews.unwrap() - NOW) / DAY

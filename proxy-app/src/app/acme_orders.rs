@@ -61,10 +61,15 @@ impl App {
         };
         let names: HashSet<&str> = wanted.iter().map(|domain| domain.name.as_str()).collect();
         self.unstored.retain(|domain| names.contains(domain), now());
-        self.ask_for_advice(&acme, &wanted).await;
-        let (mut orders, next) = self.care.due(&wanted, now());
+        let (mut orders, _) = self.care.due(&wanted, now());
         if orders.is_empty() {
-            return next;
+            // No order that is due waits for a service that may be slow.
+            self.ask_for_advice(&acme, &wanted).await;
+            let (advised, next) = self.care.due(&wanted, now());
+            if advised.is_empty() {
+                return next;
+            }
+            orders = advised;
         }
         orders.truncate(IN_A_ROW);
         let mut unissued = Vec::new();
@@ -103,8 +108,7 @@ impl App {
 
     /// Asks the authority when it wants certificates renewed, at the pace that it has asked for.
     async fn ask_for_advice(&self, acme: &AcmeConfig, wanted: &[WantedDomain]) {
-        let mut unadvised = self.care.unadvised(wanted, now());
-        unadvised.truncate(IN_A_ROW);
+        let unadvised = self.care.unadvised(wanted, IN_A_ROW, now());
         if unadvised.is_empty() || self.care.authority_rests(now()) {
             return;
         }
@@ -129,15 +133,14 @@ impl App {
             log::debug!("domain {domain}: the authority does not say when to renew its certificate: {why}");
             None
         });
-        let is_new = self.care.advised(domain, id, advice.as_ref(), now());
+        let tells = self.care.advised(domain, id, advice.as_ref(), now());
         if let Some(RenewalAdvice {
-            window,
-            explanation: Some(url),
-            ..
-        }) = advice.filter(|_| is_new)
+            window, explanation, ..
+        }) = advice.filter(|_| tells)
         {
             let [start, end] = window.map(at);
-            log::info!("domain {domain}: the authority wants its certificate renewed from {start} to {end}: {url}");
+            let page = explanation.map(|url| format!(": {url}")).unwrap_or_default();
+            log::info!("domain {domain}: the authority wants its certificate renewed from {start} to {end}{page}");
         }
     }
 
