@@ -1,15 +1,14 @@
 //! The channels of mail at their edges: names and addresses, sessions that were begun elsewhere, old versions of TLS,
 //! ends that come early.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::Stage;
 use portico_tests::fake::Fake;
 use portico_tests::portico::Portico;
+use portico_tests::s_client::s_client;
 use portico_tests::town::{FRONT, Town, people};
 use portico_tests::wire::Wire;
 
@@ -48,21 +47,6 @@ fn a_name_is_not_shown_the_certificate_of_the_address() -> Result<()> {
             Ok(())
         },
     )
-}
-
-/// What `openssl s_client` prints of a visit to this listener, asking for this name.
-fn s_client(endpoint: SocketAddrV4, name: &str, say: &str, more: &[&str]) -> Result<String> {
-    let mut child = Command::new("openssl")
-        .args(["s_client", "-ign_eof", "-servername", name, "-connect"])
-        .arg(endpoint.to_string())
-        .args(more)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("openssl: try scripts/install")?;
-    child.stdin.take().context("no stdin")?.write_all(say.as_bytes())?;
-    Ok(String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned())
 }
 
 /// The story: a TLS 1.2 session that was begun for one name and resumed for another brought the first name along, and

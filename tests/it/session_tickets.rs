@@ -1,16 +1,16 @@
 //! Keys of TLS session tickets: a session that began on one node is resumed on another, after an upgrade and after a
 //! restart, on every door; an old ticket is refused, and what is wrong with a file of keys changes nothing.
 
-use std::io::Write;
 use std::net::SocketAddrV4;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use openssl::base64::encode_block;
 use portico_tests::portico::Portico;
 use portico_tests::redis::{ACL, Redis};
+use portico_tests::s_client::s_client;
 use portico_tests::town::{Endpoints, FRONT, Town, people};
 use portico_tests::{Stage, until};
 
@@ -41,19 +41,8 @@ enum Kind {
 /// Shakes hands at a door.
 fn shake(door: Door, version: &str, more: &[&str]) -> Result<Kind> {
     let (endpoint, how, say) = door;
-    let mut child = Command::new("openssl")
-        .args(["s_client", "-ign_eof", "-servername", FRONT, version, "-connect"])
-        .arg(endpoint.to_string())
-        .args(how)
-        .args(more)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("openssl: try scripts/install")?;
-    // It may have ended already, after a failed handshake.
-    let _ended = child.stdin.take().context("no stdin")?.write_all(say.as_bytes());
-    let printed = String::from_utf8_lossy(&child.wait_with_output()?.stdout).into_owned();
+    let arguments: Vec<&str> = [version].iter().chain(how).chain(more).copied().collect();
+    let printed = s_client(endpoint, FRONT, say, &arguments)?;
     match (printed.contains("New, TLS"), printed.contains("Reused, TLS")) {
         (true, false) => Ok(Kind::New),
         (false, true) => Ok(Kind::Reused),

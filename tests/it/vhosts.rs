@@ -1,15 +1,15 @@
 //! Virtual hosts: what a client gets by the name it asks for in the handshake, the Host it asks for in the request,
 //! and the certificate that it shows.
 
-use std::io::Write;
 use std::net::SocketAddrV4;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use portico_tests::certs::{Authority, Pair};
 use portico_tests::config::Directory;
+use portico_tests::s_client::s_client;
 use portico_tests::town::people;
 use portico_tests::until;
 use portico_tests::wire::Wire;
@@ -95,24 +95,8 @@ impl Scene<'_> {
 
     /// `openssl s_client` with a request for `host`; gives what it printed.
     fn s_client(&self, name: &str, host: &str, more: &[&str]) -> Result<String> {
-        let mut child = Command::new("openssl")
-            .args(["s_client", "-ign_eof", "-servername", name, "-connect"])
-            .arg(self.town.endpoints.https.to_string())
-            .args(more)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("openssl: try scripts/install")?;
         let request = format!("GET /echo HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        // It may have ended already, after a failed handshake.
-        let _ended = child.stdin.take().context("no stdin")?.write_all(request.as_bytes());
-        let out = child.wait_with_output()?;
-        Ok(format!(
-            "{}{}",
-            String::from_utf8_lossy(&out.stdout),
-            String::from_utf8_lossy(&out.stderr)
-        ))
+        s_client(self.town.endpoints.https, name, &request, more)
     }
 }
 

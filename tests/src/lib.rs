@@ -32,6 +32,7 @@ pub mod portico;
 pub mod redis;
 pub mod rivals;
 pub mod rustls_client;
+pub mod s_client;
 pub mod secrets;
 pub mod simulator;
 pub mod slapd;
