@@ -7,10 +7,14 @@ use openssl::base64::encode_block;
 use portico_tests::certs::{Authority, Pair};
 use portico_tests::config::{Directory, Node};
 use portico_tests::dovecot::Login;
+use portico_tests::rustls_client::{HandshakeKind, Manners, RustlsClient};
 use portico_tests::town::{FRONT, Person, people};
+use portico_tests::until;
 use portico_tests::wire::Wire;
+use rustls::version::{TLS12, TLS13};
 
 use crate::scene::{Scene, play_with};
+use crate::shared_state::SOON;
 
 const MASTER: Login<'_> = Login {
     name: "portico",
@@ -283,6 +287,52 @@ fn real_clients() -> Result<()> {
             ],
         )?;
         ensure!(said.contains("(MESSAGES 1)"), "{said:?}");
+        Ok(())
+    })
+}
+
+/// A session that is resumed brings its certificate along, as long as the authorities are the same.
+#[test]
+fn a_resumed_session_is_that_of_its_certificate() -> Result<()> {
+    play_external(|scene, shown| {
+        let endpoint = scene.town.endpoints.imaps;
+        let login = |client: &RustlsClient| client.ask(endpoint, FRONT, "a AUTHENTICATE EXTERNAL =\r\nb LOGOUT\r\n");
+        let mut clients = Vec::new();
+        for version in [&TLS13, &TLS12] {
+            let client = RustlsClient::new(
+                &scene.town.ca,
+                &Manners {
+                    versions: &[version],
+                    certificate: Some(&shown.alice),
+                    ..Manners::default()
+                },
+            )?;
+            for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+                let got = login(&client)?;
+                ensure!(got.kind == kind && got.answer.contains("a OK"), "{got:?}");
+            }
+            clients.push(client);
+        }
+        let fields = [
+            ("mechanism", "EXTERNAL"),
+            ("outcome", "ok"),
+            ("account", "alice@a.example"),
+        ];
+        until("each login to be hers", SOON, || {
+            Ok((scene.portico.count(&fields)? == 4).then_some(()))
+        })?;
+        // From here on others vouch for clients.
+        let authorities = scene.town.ca.file().with_file_name("clients");
+        let ours = Authority::called("others", &authorities.join("strangers"))?;
+        std::fs::copy(
+            ours.file(),
+            authorities.join(ours.file().file_name().context("no name")?),
+        )?;
+        scene.portico.reload()?;
+        for client in &clients {
+            let got = login(client);
+            ensure!(!got.as_ref().is_ok_and(|got| got.answer.contains("a OK")), "{got:?}");
+        }
         Ok(())
     })
 }

@@ -40,9 +40,14 @@ enum Kind {
 
 /// Shakes hands at a door.
 fn shake(door: Door, version: &str, more: &[&str]) -> Result<Kind> {
+    shake_as(FRONT, door, version, more)
+}
+
+/// The same with a server of this name.
+fn shake_as(name: &str, door: Door, version: &str, more: &[&str]) -> Result<Kind> {
     let (endpoint, how, say) = door;
     let arguments: Vec<&str> = [version].iter().chain(how).chain(more).copied().collect();
-    let printed = s_client(endpoint, FRONT, say, &arguments)?;
+    let printed = s_client(endpoint, name, say, &arguments)?;
     match (printed.contains("New, TLS"), printed.contains("Reused, TLS")) {
         (true, false) => Ok(Kind::New),
         (false, true) => Ok(Kind::Reused),
@@ -296,6 +301,24 @@ fn keys_of_a_node_outlive_an_upgrade_and_no_restart() -> Result<()> {
         ] {
             ensure!(metrics.contains(expected), "{expected}: {metrics}");
         }
+        Ok(())
+    })
+}
+
+/// RFC 6066 section 3: where the name decides on the domain of a login without one, a session stays at its name, also
+/// under the same certificate.
+#[test]
+fn a_mail_session_is_resumed_at_its_name_only() -> Result<()> {
+    play(|scene| {
+        let (front, dir) = (&scene.town.endpoints, scene.stage.dir("sessions")?);
+        let begun = Begun::at(front, &dir)?.are(&Kind::Reused, front)?;
+        begun.each(front, |door, version, file| {
+            // Nobody's name: it gets the default certificate, too.
+            let got = shake_as("nobody.example.test", door, version, &["-sess_in", file])?;
+            let expected = if door.0 == front.https { Kind::Reused } else { Kind::New };
+            ensure!(got == expected, "{door:?} {version}: {got:?}");
+            Ok(())
+        })?;
         Ok(())
     })
 }

@@ -208,6 +208,7 @@ impl TicketKeys {
         }
         let mut periodic = self.periodic.lock();
         let number = now / periodic.life;
+        periodic.forget_all_but(number);
         let keys = [number, number + 1].map(|number| {
             let known = periodic.shared.get(&number).or_else(|| periodic.own.get(&number));
             let known = known.map(|found| found.key.clone());
@@ -315,13 +316,18 @@ impl PeriodicKeys {
             self.life = life;
         }
         let number = now / life;
-        let is_near = |at: &u64| at.abs_diff(number) <= 1;
-        self.shared.retain(|at, _| is_near(at));
-        self.own.retain(|at, _| is_near(at));
+        self.forget_all_but(number);
         if !self.shared.contains_key(&number) && !self.own.contains_key(&number) {
             self.make(number, now);
         }
         (self.ring(number), Duration::from_millis(life - now % life))
+    }
+
+    /// Forgets keys that are not near this period.
+    fn forget_all_but(&mut self, number: u64) {
+        let is_near = |at: &u64| at.abs_diff(number) <= 1;
+        self.shared.retain(|at, _| is_near(at));
+        self.own.retain(|at, _| is_near(at));
     }
 
     /// The ring of a period that has a key.
