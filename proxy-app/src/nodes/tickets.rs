@@ -19,8 +19,6 @@ use crate::tls::ticket_keys::{SharedKey, octets};
 
 /// How many periods the keys outlive the last node.
 const PERIODS_KEPT: u64 = 3;
-/// Most fields that are looked at: those of three periods stand there, and some that are old.
-const MOST: usize = 16;
 
 /// A key, as it stands in the engine.
 #[derive(Serialize, Deserialize)]
@@ -93,10 +91,13 @@ impl Nodes {
     /// Returns the fields of periods that are over.
     fn take_tickets(&self, fields: wire::Fields, period: u64) -> Vec<Vec<u8>> {
         let (mut keys, mut old) = (Vec::new(), Vec::new());
-        for (field, text) in fields.into_iter().take(MOST) {
+        let (previous, next) = (period.saturating_sub(1), period.saturating_add(1));
+        for (field, text) in fields {
             match StoredKey::read(&field, &text) {
-                Some((at, _)) if at + 1 < period => old.push(field),
-                Some(key) => keys.push(key),
+                Some((at, _)) if at < previous => old.push(field),
+                Some(key) if key.0 <= next => keys.push(key),
+                // Not made so early by a node of this time: it is in nobody's way.
+                Some(_) => {}
                 None => {
                     self.unfit.fetch_add(1, Ordering::Relaxed);
                     old.push(field);
