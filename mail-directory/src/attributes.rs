@@ -405,7 +405,7 @@ attributes! {
         REVERSE_PROXY_SSL_TO_UPSTREAM_ENABLED: "zimbraReverseProxySSLToUpstreamEnabled", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Use TLS to mailbox servers; also selects the clear-text or the TLS port of the server.";
         REVERSE_PROXY_CONNECT_TIMEOUT: "zimbraReverseProxyConnectTimeout", Kind::Duration, ["120000ms"], [Scope::Global, Scope::Server],
-            "Timeout for the login of a mail client at its server; connecting and the server's greeting have limits of their own, together under 5 seconds.";
+            "Timeout for the login of a mail client at its server, where it is less than `mail.server_login_timeout` of the node file; connecting and the server's greeting have limits of their own, together under 5 seconds.";
         REVERSE_PROXY_SEND_IMAP_ID: "zimbraReverseProxySendImapId", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],
             "Send the client's address to the IMAP server with ID.";
         REVERSE_PROXY_SEND_POP3_XOIP: "zimbraReverseProxySendPop3Xoip", Kind::Flag, ["TRUE"], [Scope::Global, Scope::Server],

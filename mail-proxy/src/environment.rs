@@ -53,7 +53,8 @@ pub struct Settings {
     pub hold_wait: Duration,
     /// What its client is told when that took too long.
     pub hold_text: String,
-    /// How long the mailbox server may take for the whole login (`zimbraReverseProxyConnectTimeout`).
+    /// How long the mailbox server may take for the whole login: `zimbraReverseProxyConnectTimeout`, and no longer than
+    /// `mail.server_login_timeout`.
     pub upstream_login: Duration,
     /// Whether the mailbox server's own reasons reach the client (`zimbraReverseProxyPassErrors`).
     pub pass_errors: bool,

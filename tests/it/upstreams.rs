@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use portico_tests::Stage;
 use portico_tests::certs::{Authority, Pair};
-use portico_tests::config::Directory;
+use portico_tests::config::{Directory, Node};
 use portico_tests::fake::{Fake, Peer};
 use portico_tests::portico::Portico;
 use portico_tests::town::{Town, people};
@@ -27,18 +27,31 @@ fn play_liar(
     script: impl Fn(&mut Peer) -> Result<()> + Send + Sync + 'static,
     test: impl FnOnce(&Scene, &Fake) -> Result<()>,
 ) -> Result<()> {
+    let bound = |directory: &mut Directory, _: &mut Node| {
+        directory.config("zimbraReverseProxyConnectTimeout", "2s");
+    };
+    play_bounded_liar(bound, certificate, script, test)
+}
+
+/// The same; the first argument says how long a login may take, or what else is not as usual.
+pub(crate) fn play_bounded_liar(
+    bound: impl FnOnce(&mut Directory, &mut Node),
+    certificate: impl FnOnce(&Stage, &Town) -> Result<Option<Pair>>,
+    script: impl Fn(&mut Peer) -> Result<()> + Send + Sync + 'static,
+    test: impl FnOnce(&Scene, &Fake) -> Result<()>,
+) -> Result<()> {
     Stage::run(|stage| {
         let town = Town::build(stage, people())?;
         let at = SocketAddrV4::new(LIAR_IP, stage.port()?);
         let pair = certificate(stage, &town)?;
-        let mut directory = town.directory();
-        directory.config("zimbraReverseProxyConnectTimeout", "2s");
+        let (mut directory, mut node) = (town.directory(), town.node());
+        bound(&mut directory, &mut node);
         if pair.is_none() {
             directory.config("zimbraReverseProxySSLToUpstreamEnabled", "FALSE");
         }
         add_liar(&mut directory, at.port());
         let fake = Fake::start(at, pair.map(|p| p.acceptor()).transpose()?, script)?;
-        let portico = Portico::start(stage, &town.node(), &directory, "debug")?;
+        let portico = Portico::start(stage, &node, &directory, "debug")?;
         let mut scene = Scene { stage, town, portico };
         test(&scene, &fake)?;
         scene.end()
@@ -60,7 +73,7 @@ fn add_liar(directory: &mut Directory, port: u16) {
         .insert("zimbraMailHost".into(), LIAR.into());
 }
 
-fn in_clear(_: &Stage, _: &Town) -> Result<Option<Pair>> {
+pub(crate) fn in_clear(_: &Stage, _: &Town) -> Result<Option<Pair>> {
     Ok(None)
 }
 
@@ -137,6 +150,22 @@ fn silence_in_the_middle_is_unavailable() -> Result<()> {
         peer.freeze()
     };
     play_liar(in_clear, script, |scene, _| is_unavailable_by_imap(scene))
+}
+
+/// The story: a server takes the password and says nothing more, and its users wait for the two minutes that a directory
+/// gives a login unless somebody has changed it.
+#[test]
+fn silence_to_the_login_costs_seconds() -> Result<()> {
+    let bound = |_: &mut Directory, node: &mut Node| {
+        node.more
+            .push(("mail".to_owned(), "{server_login_timeout: 2s}".to_owned()));
+    };
+    let script = |peer: &mut Peer| peer.imap_login_unanswered();
+    play_bounded_liar(bound, in_clear, script, |scene, fake| {
+        is_unavailable_by_imap(scene)?;
+        ensure!(fake.heard().contains(CANARY), "it heard no password");
+        Ok(())
+    })
 }
 
 #[test]

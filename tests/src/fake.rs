@@ -168,6 +168,18 @@ impl Peer {
 
     /// An IMAP dialogue from greeting to login, which is answered with `answer` behind its tag.
     pub fn imap_login(&mut self, answer: &str) -> Result<()> {
+        let tag = self.imap_hears_login()?;
+        self.say(&format!("{tag} {answer}"))
+    }
+
+    /// Takes an IMAP login, and says nothing to it.
+    pub fn imap_login_unanswered(&mut self) -> Result<()> {
+        self.imap_hears_login()?;
+        self.freeze()
+    }
+
+    /// The tag of the command with the password.
+    fn imap_hears_login(&mut self) -> Result<String> {
         self.say("* OK ready")?;
         loop {
             let line = self.line()?;
@@ -176,14 +188,14 @@ impl Peer {
             match command.to_ascii_uppercase().as_str() {
                 "LOGIN" => {
                     self.literals(&line)?;
-                    return self.say(&format!("{tag} {answer}"));
+                    return Ok(tag.to_owned());
                 }
                 "AUTHENTICATE" => {
                     if words.nth(1).is_none() {
                         self.say("+ ")?;
                         self.line()?;
                     }
-                    return self.say(&format!("{tag} {answer}"));
+                    return Ok(tag.to_owned());
                 }
                 _ => self.say(&format!("{tag} OK done"))?,
             }

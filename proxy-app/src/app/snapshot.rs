@@ -445,7 +445,9 @@ fn mail_settings(
         auth_wait: node.duration(&a::REVERSE_PROXY_AUTH_WAIT_INTERVAL),
         hold_wait: config.mail.hold_wait,
         hold_text: config.mail.hold_text.clone(),
-        upstream_login: node.duration(&a::REVERSE_PROXY_CONNECT_TIMEOUT),
+        upstream_login: node
+            .duration(&a::REVERSE_PROXY_CONNECT_TIMEOUT)
+            .min(config.mail.server_login_timeout),
         pass_errors: node.flag(&a::REVERSE_PROXY_PASS_ERRORS),
         send_imap_id: node.flag(&a::REVERSE_PROXY_SEND_IMAP_ID),
         send_pop3_xoip: node.flag(&a::REVERSE_PROXY_SEND_POP3_XOIP),

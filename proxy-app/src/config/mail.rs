@@ -22,6 +22,8 @@ pub(crate) struct MailConfig {
     pub imap_idle: Duration,
     /// Silence of a logged-in POP3 session.
     pub pop3_idle: Duration,
+    /// How long a mailbox server may take for a login, where the directory does not give it less.
+    pub server_login_timeout: Duration,
     /// How long a login waits for the end of a hold.
     pub hold_wait: Duration,
     /// What its client is told after that.
@@ -62,6 +64,7 @@ impl Default for MailConfig {
             login_deadline: Duration::from_secs(60),
             imap_idle: Duration::from_secs(2100),
             pop3_idle: Duration::from_secs(600),
+            server_login_timeout: Duration::from_secs(20),
             hold_wait: Duration::from_secs(10),
             hold_text: "your mailbox is being worked on, please try again later".to_owned(),
             end_moved: Some(Duration::from_secs(30)),
@@ -126,6 +129,7 @@ impl ConfigReader {
         self.duration(&mut section, "login_deadline", &mut config.login_deadline);
         self.duration(&mut section, "imap_idle", &mut config.imap_idle);
         self.duration(&mut section, "pop3_idle", &mut config.pop3_idle);
+        self.duration(&mut section, "server_login_timeout", &mut config.server_login_timeout);
         self.duration(&mut section, "hold_wait", &mut config.hold_wait);
         if let Some(text) = self.text(&mut section, "hold_text") {
             config.hold_text = text;
