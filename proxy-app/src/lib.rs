@@ -1,7 +1,7 @@
 //! The front door: process, sockets, TLS and HTTP around `mail_proxy` and `route_cache`.
 //!
 //! A library only so that its parts can be tested and fuzzed; the program is `main.rs`.
-// Not `forbid`: taking over a listening socket is unsafe by nature, and so is what the TLS library asks for tickets.
+// Not `forbid`: taking over a listening socket is unsafe by nature, and so are tickets and sessions of the TLS library.
 // Each stands in a file of its own, listen/sockets.rs and tls/ticket_method.rs.
 #![deny(unsafe_code)]
 

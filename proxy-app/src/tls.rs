@@ -37,6 +37,8 @@ mod contexts;
 pub(crate) mod failure;
 pub(crate) mod handshake_counts;
 pub(crate) mod profile;
+mod server_sessions;
+mod set_session;
 pub(crate) mod ticket_file;
 pub(crate) mod ticket_keys;
 mod ticket_method;

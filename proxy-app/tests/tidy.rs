@@ -423,10 +423,14 @@ fn names_of_files_say_something() {
 }
 
 /// Where it cannot be done without.
-const UNSAFE: [&str; 2] = ["proxy-app/src/listen/sockets.rs", "proxy-app/src/tls/ticket_method.rs"];
+const UNSAFE: [&str; 3] = [
+    "proxy-app/src/listen/sockets.rs",
+    "proxy-app/src/tls/set_session.rs",
+    "proxy-app/src/tls/ticket_method.rs",
+];
 
 #[test]
-fn unsafe_code_stands_in_two_files() {
+fn unsafe_code_stands_in_three_files() {
     let roots = [
         ("mail-directory/src/lib.rs", "#![forbid(unsafe_code)]"),
         ("route-cache/src/lib.rs", "#![forbid(unsafe_code)]"),

@@ -138,6 +138,33 @@ fn a_certificate_of_an_unknown_authority_is_refused() -> Result<()> {
     })
 }
 
+/// A session counts for what was proved when it began, so it may be resumed.
+#[test]
+fn tls_sessions_with_a_server_are_resumed() -> Result<()> {
+    let certificate = |_: &Stage, town: &Town| Ok(Some(town.ca.server(&[LIAR, "127.0.0.4"])?));
+    let script = |peer: &mut Peer| {
+        peer.imap_login("OK welcome")?;
+        peer.freeze()
+    };
+    play_liar(certificate, script, |scene, fake| {
+        for resumed in [0, 1, 2] {
+            let answer = scene.imaps()?.imap("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
+            ensure!(answer.last().is_some_and(|l| l == "a1 OK welcome"), "{answer:?}");
+            ensure!(
+                fake.resumed() == resumed,
+                "{} of {}",
+                fake.resumed(),
+                fake.connections()
+            );
+        }
+        // Other authorities, a new snapshot: what was proved before counts no more.
+        scene.portico.reload()?;
+        scene.imaps()?.imap("a1 LOGIN alice@a.example alice-c4n4ry-one")?;
+        ensure!(fake.resumed() == 2, "a session of another context was resumed");
+        Ok(())
+    })
+}
+
 #[test]
 fn silence_is_unavailable() -> Result<()> {
     play_liar(in_clear, |peer| peer.freeze(), never_heard)

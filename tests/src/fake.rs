@@ -16,6 +16,7 @@ pub struct Fake {
     heard: Arc<Mutex<Vec<u8>>>,
     ended: Arc<AtomicBool>,
     connections: Arc<Mutex<usize>>,
+    resumed: Arc<Mutex<usize>>,
 }
 
 /// The server's end of a connection.
@@ -57,8 +58,10 @@ impl Fake {
             heard: Arc::default(),
             ended: Arc::default(),
             connections: Arc::default(),
+            resumed: Arc::default(),
         };
         let (heard, ended, connections) = (fake.heard.clone(), fake.ended.clone(), fake.connections.clone());
+        let resumed = fake.resumed.clone();
         let script = Arc::new(script);
         thread::spawn(move || {
             for tcp in listener.incoming().flatten() {
@@ -67,8 +70,10 @@ impl Fake {
                 }
                 *connections.lock().expect("nobody panics holding it") += 1;
                 let (heard, ended, tls, script) = (heard.clone(), ended.clone(), tls.clone(), script.clone());
+                let resumed = resumed.clone();
                 thread::spawn(move || {
-                    let _other_side_left = Peer::accept(tcp, tls, heard, ended).and_then(|mut peer| script(&mut peer));
+                    let peer = Peer::accept(tcp, tls, heard, ended, &resumed);
+                    let _other_side_left = peer.and_then(|mut peer| script(&mut peer));
                 });
             }
         });
@@ -83,6 +88,11 @@ impl Fake {
     /// How many connections it accepted.
     pub fn connections(&self) -> usize {
         *self.connections.lock().expect("nobody panics holding it")
+    }
+
+    /// How many of them resumed a TLS session.
+    pub fn resumed(&self) -> usize {
+        *self.resumed.lock().expect("nobody panics holding it")
     }
 }
 
@@ -99,9 +109,14 @@ impl Peer {
         tls: Option<SslAcceptor>,
         heard: Arc<Mutex<Vec<u8>>>,
         ended: Arc<AtomicBool>,
+        resumed: &Mutex<usize>,
     ) -> Result<Self> {
         let stream: Box<dyn PeerStream> = match tls {
-            Some(tls) => Box::new(tls.accept(tcp)?),
+            Some(tls) => {
+                let stream = tls.accept(tcp)?;
+                *resumed.lock().expect("nobody panics holding it") += usize::from(stream.ssl().session_reused());
+                Box::new(stream)
+            }
             None => Box::new(tcp),
         };
         Ok(Self {

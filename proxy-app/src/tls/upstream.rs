@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_openssl::SslStream;
 
 use crate::tls::failure::explain;
+use crate::tls::server_sessions::{ServerSessions, SessionName};
 
 /// TLS 1.0 and 1.1 must not be used (RFC 8996).
 pub(crate) const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
@@ -21,6 +22,7 @@ pub(crate) const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
 pub(crate) struct UpstreamTrust {
     pub(crate) connector: SslConnector,
     pub(crate) verify: bool,
+    sessions: ServerSessions,
 }
 
 impl std::fmt::Debug for UpstreamTrust {
@@ -84,9 +86,11 @@ impl UpstreamTrust {
         } else {
             SslVerifyMode::NONE
         });
+        let sessions = ServerSessions::of(&mut builder);
         Ok(Self {
             connector: builder.build(),
             verify,
+            sessions,
         })
     }
 
@@ -134,11 +138,17 @@ impl UpstreamTrust {
         if let Some(alpn) = alpn {
             rules.set_alpn_protos(alpn)?;
         }
-        let ssl = rules.verify_hostname(verify).into_ssl(name)?;
+        let mut ssl = rules.verify_hostname(verify).into_ssl(name)?;
+        let session = SessionName {
+            name: name.into(),
+            verified: verify,
+        };
+        self.sessions.offer(&mut ssl, session)?;
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).connect().await {
             Ok(()) => Ok(stream),
             Err(error) => {
+                self.sessions.forget(stream.ssl());
                 let refusal = format!("its certificate is not good for {name}");
                 Err(explain(stream.ssl(), error, &refusal))
             }
