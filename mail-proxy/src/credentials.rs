@@ -103,6 +103,16 @@ impl Credentials {
         Self::by_secret(MAX_TOKEN, mechanism, user, token, Proof::Token)
     }
 
+    /// The same with a token of the authentication identity.
+    pub(crate) fn with_delegated_token(
+        mechanism: Mechanism,
+        authzid: &[u8],
+        authcid: &[u8],
+        token: &[u8],
+    ) -> Result<Self, Rejected> {
+        Self::delegate(Self::with_token(mechanism, authzid, token), authzid, authcid)
+    }
+
     fn by_secret(
         most: usize,
         mechanism: Mechanism,

@@ -465,7 +465,7 @@ impl<D: LoginDialect> LoginMachine for LoginDriver<D> {
         };
         let (tag, failed) = (tag.clone(), D::failed(failure, *mechanism));
         let was_last = self.failures.was_last(failure, D::limits(&self.settings).max_logins);
-        if mechanism.is_token() && failure.waits() {
+        if mechanism.says_why() && failure.waits() {
             out.extend_from_slice(format!("+ {TOKEN_CHALLENGE}\r\n").as_bytes());
             self.state = State::TokenRefused { tag, failed, was_last };
         } else {

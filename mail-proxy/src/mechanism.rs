@@ -16,6 +16,8 @@ pub enum Mechanism {
     OauthBearer,
     /// SASL XOAUTH2, the older form of the same (Google's).
     Xoauth2,
+    /// SASL X-ZIMBRA (MAIL §3.7): a token of the mailbox servers themselves, which take it and do not list it.
+    XZimbra,
     /// SASL SCRAM-SHA-256 (RFC 7677).
     ScramSha256,
     /// SASL SCRAM-SHA-1 (RFC 5802).
@@ -52,7 +54,7 @@ struct MechanismEntry {
 }
 
 /// All of them; those of SASL in the order in which they are offered.
-const TABLE: [MechanismEntry; 9] = [
+const TABLE: [MechanismEntry; 10] = [
     MechanismEntry {
         mechanism: Mechanism::Login,
         name: "LOGIN",
@@ -107,6 +109,12 @@ const TABLE: [MechanismEntry; 9] = [
         sasl: Some("EXTERNAL"),
         proof: ProofKind::Certificate,
     },
+    MechanismEntry {
+        mechanism: Mechanism::XZimbra,
+        name: "X-ZIMBRA",
+        sasl: Some("X-ZIMBRA"),
+        proof: ProofKind::Token,
+    },
 ];
 
 impl Mechanism {
@@ -148,9 +156,14 @@ impl Mechanism {
         self.entry().proof
     }
 
-    /// Whether it proves who somebody is by a token of an authorization server, which only such mechanisms can carry.
+    /// Whether it proves who somebody is by a token, which only such mechanisms can carry.
     pub fn is_token(self) -> bool {
         self.proof() == ProofKind::Token
+    }
+
+    /// Whether a server says why it does not take a token, and its client answers that (RFC 7628 section 3.2.3).
+    pub(crate) fn says_why(self) -> bool {
+        matches!(self, Self::OauthBearer | Self::Xoauth2)
     }
 }
 
@@ -232,6 +245,7 @@ mod tests {
             ("XOAUTH2", Some(Mechanism::Xoauth2)),
             ("oauthbearer", Some(Mechanism::OauthBearer)),
             ("scram-sha-256", Some(Mechanism::ScramSha256)),
+            ("x-zimbra", Some(Mechanism::XZimbra)),
             ("SCRAM-SHA-256-PLUS", None),
             ("USER", None),
             ("SASL-LOGIN", None),

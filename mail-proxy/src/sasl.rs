@@ -25,6 +25,8 @@ pub enum Exchange {
     OauthBearer,
     /// The message of XOAUTH2.
     Xoauth2,
+    /// The message of X-ZIMBRA.
+    XZimbra,
     /// The first message of SCRAM. Those behind it are the mailbox server's and the client's.
     Scram(Mechanism),
     /// The authorization identity of EXTERNAL.
@@ -50,6 +52,7 @@ impl Exchange {
             Mechanism::SaslLogin => Some(Self::LoginName),
             Mechanism::OauthBearer => Some(Self::OauthBearer),
             Mechanism::Xoauth2 => Some(Self::Xoauth2),
+            Mechanism::XZimbra => Some(Self::XZimbra),
             Mechanism::ScramSha256 | Mechanism::ScramSha1 => Some(Self::Scram(mechanism)),
             Mechanism::External => Some(Self::External),
             Mechanism::Login | Mechanism::UserPass => None,
@@ -59,9 +62,9 @@ impl Exchange {
     /// The challenge to send, in base64: nothing, `Username:` or `Password:`.
     pub fn prompt(&self) -> &'static str {
         match self {
-            Self::Plain | Self::OauthBearer | Self::Xoauth2 | Self::Scram(_) | Self::External => "",
             Self::LoginName => "VXNlcm5hbWU6",
             Self::LoginPassword(_) => "UGFzc3dvcmQ6",
+            _ => "",
         }
     }
 
@@ -88,6 +91,7 @@ impl Exchange {
             Self::LoginPassword(name) => Progress::Done(Credentials::parse(Mechanism::SaslLogin, &name, message)),
             Self::OauthBearer => done(oauth_bearer(message)),
             Self::Xoauth2 => done(xoauth2(message)),
+            Self::XZimbra => done(x_zimbra(message)),
             Self::Scram(mechanism) => done(scram(mechanism, message)),
             Self::External => Progress::Done(Credentials::by_certificate(Mechanism::External, message)),
         }
@@ -104,14 +108,19 @@ fn done(parsed: Option<Result<Credentials, Rejected>>) -> Progress {
 /// message = [authzid] UTF8NUL authcid UTF8NUL passwd      ; RFC 4616 section 2
 /// ```
 fn plain(message: &[u8]) -> Progress {
-    let mut parts = message.splitn(3, |&byte| byte == 0);
-    let (Some(authzid), Some(authcid), Some(password)) = (parts.next(), parts.next(), parts.next()) else {
+    let Some((authzid, authcid, password)) = identities(message) else {
         return Progress::Malformed;
     };
     Progress::Done(match authzid {
         b"" => Credentials::parse(Mechanism::SaslPlain, authcid, password),
         _ => Credentials::parse_delegated(Mechanism::SaslPlain, authzid, authcid, password),
     })
+}
+
+/// The authorization and the authentication identity of a message, and what stands behind them.
+fn identities(message: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let mut parts = message.splitn(3, |&byte| byte == 0);
+    Some((parts.next()?, parts.next()?, parts.next()?))
 }
 
 /// What separates the parts of a message with a token.
@@ -146,6 +155,23 @@ fn xoauth2(message: &[u8]) -> Option<Result<Credentials, Rejected>> {
     ))
 }
 
+/// Reads the message of X-ZIMBRA, which is that of PLAIN with a token.
+fn x_zimbra(message: &[u8]) -> Option<Result<Credentials, Rejected>> {
+    let (authzid, authcid, token) = identities(message)?;
+    if token.is_empty() || !token.iter().all(is_of_token) {
+        return None;
+    }
+    Some(match authzid {
+        b"" => Credentials::with_token(Mechanism::XZimbra, authcid, token),
+        _ => Credentials::with_delegated_token(Mechanism::XZimbra, authzid, authcid, token),
+    })
+}
+
+/// RFC 6750 section 2.1.
+fn is_of_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte)
+}
+
 /// The token among the pairs of a message: `auth=Bearer …` (RFC 6750 section 2.1). The message ends behind them.
 fn bearer_token(pairs: &[u8]) -> Option<&[u8]> {
     let pairs = pairs.strip_suffix(&[SEPARATOR, SEPARATOR])?;
@@ -154,8 +180,7 @@ fn bearer_token(pairs: &[u8]) -> Option<&[u8]> {
         .filter_map(|pair| pair.strip_prefix(b"auth="));
     let (auth, second) = (tokens.next()?, tokens.next());
     let (scheme, token) = auth.split_at_checked("Bearer ".len())?;
-    let is_token = |&byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-    let good = scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty() && token.iter().all(is_token);
+    let good = scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty() && token.iter().all(is_of_token);
     (good && second.is_none()).then_some(token)
 }
 
@@ -204,6 +229,21 @@ pub(crate) fn encode_plain(authzid: &str, authcid: &str, password: &[u8]) -> Sec
     message.push(0);
     message.extend_from_slice(password);
     encode(Secret::new(message).expose())
+}
+
+/// Whether a token looks like one that Zimbra's servers make: the number of a key, its HMAC, what is signed.
+///
+/// ```text
+/// token = 1*DIGIT "_" 1*HEXDIG "_" 1*HEXDIG
+/// ```
+pub(crate) fn is_zimbra_token(token: &[u8]) -> bool {
+    let mut parts = token.split(|&byte| byte == b'_');
+    let mut all = |is_good: fn(&u8) -> bool| {
+        let part = parts.next().unwrap_or_default();
+        !part.is_empty() && part.iter().all(is_good)
+    };
+    let good = all(u8::is_ascii_digit) && all(u8::is_ascii_hexdigit) && all(u8::is_ascii_hexdigit);
+    good && parts.next().is_none()
 }
 
 /// The message of OAUTHBEARER or XOAUTH2 in base64, to be sent to a mailbox server.
@@ -356,6 +396,38 @@ mod tests {
         ] {
             bearer(bad, "malformed");
             older(bad, "malformed");
+        }
+    }
+
+    #[test]
+    fn messages_with_a_token_of_zimbra() {
+        let zimbra = |message: &str, expected: &str| check("X-ZIMBRA", &[message.as_bytes()], expected);
+        zimbra("\0alice\x000_ab_12", "alice None None 0_ab_12");
+        zimbra("alice/tb\0alice\x000_ab_12", "alice None Some(\"/tb\") 0_ab_12");
+        zimbra("alice\0admin\x000_ab_12", "alice Some(\"admin\") None 0_ab_12");
+        zimbra("al\nice\0admin\x000_ab_12", "Some(\"al?ice\")");
+        for bad in [
+            "",
+            "alice",
+            "\0alice\0",
+            "\0alice\0a b",
+            "\0alice\0a\0b",
+            "\0alice\0a\r\nb",
+        ] {
+            zimbra(bad, "malformed");
+        }
+        for (token, is_zimbra) in [
+            ("0_52ac5de7_69643d33363a", true),
+            ("12_AB_0f", true),
+            ("ya29.a-b_c", false),
+            ("0_ab", false),
+            ("0_ab_", false),
+            ("0_ab_cd_ef", false),
+            ("0_ab_cg", false),
+            ("a_ab_cd", false),
+            ("", false),
+        ] {
+            assert_eq!(is_zimbra_token(token.as_bytes()), is_zimbra, "{token}");
         }
     }
 

@@ -238,11 +238,18 @@ impl Introduction {
         }
     }
 
-    /// The mechanism by which a server with these can be told the credentials. The two for tokens carry the same.
+    /// The mechanism by which a server with these can be told the credentials. The two for tokens of authorization servers
+    /// carry the same. A token that mailbox servers made themselves goes by theirs, which they do not list.
     pub(crate) fn mechanism(&self, has: Mechanisms) -> Option<Mechanism> {
         let own = self.first_mechanism();
         let fitting = match &self.credentials.proof {
-            Proof::Token(_) => [own, Mechanism::OauthBearer, Mechanism::Xoauth2],
+            Proof::Token(_) if own == Mechanism::XZimbra => return Some(own),
+            Proof::Token(token) => {
+                let listed = [own, Mechanism::OauthBearer, Mechanism::Xoauth2];
+                let listed = listed.into_iter().find(|mechanism| has.contains(*mechanism));
+                let is_theirs = sasl::is_zimbra_token(token.expose());
+                return listed.or(is_theirs.then_some(Mechanism::XZimbra));
+            }
             Proof::Exchange(first) if first.could_bind() && has.binds() => return None,
             // The server has not seen it.
             Proof::Certificate => return None,
@@ -273,7 +280,13 @@ impl Introduction {
         match (&self.credentials.proof, &self.credentials.authenticating_as) {
             (Proof::Token(token), _) => {
                 let mechanism = self.mechanism(has).unwrap_or(self.credentials.mechanism);
-                sasl::encode_token(mechanism, name, token.expose())
+                match mechanism {
+                    Mechanism::XZimbra => {
+                        let owner = self.credentials.authenticating_as.as_deref().unwrap_or(name);
+                        sasl::encode_plain(name, owner, token.expose())
+                    }
+                    _ => sasl::encode_token(mechanism, name, token.expose()),
+                }
             }
             (Proof::Exchange(first), _) => sasl::encode(first.message()),
             (Proof::Certificate, _) => sasl::encode(b""),

@@ -5,11 +5,14 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Result, ensure};
 use openssl::base64::encode_block;
+use portico_tests::config::{Directory, Node};
+use portico_tests::fake::Peer;
 use portico_tests::tokens::TokenService;
 use portico_tests::town::people;
 use portico_tests::wire::Wire;
 
 use crate::scene::{Scene, play_with};
+use crate::upstreams::{in_clear, play_bounded_liar};
 
 const ALICE: &str = "alice@a.example";
 /// `{"status":"invalid_token","schemes":"bearer"}`
@@ -130,7 +133,7 @@ fn hears_the_challenge(wire: &mut Wire) -> Result<()> {
 /// A server that takes no tokens is not told one in any other way.
 #[test]
 fn a_server_without_tokens_gets_none() -> Result<()> {
-    let change = |_: &_, node: &mut portico_tests::config::Node, _: &mut _| {
+    let change = |_: &_, node: &mut Node, _: &mut _| {
         node.more
             .push(("mail".to_owned(), "{mechanisms: [XOAUTH2]}".to_owned()));
         Ok(())
@@ -153,6 +156,59 @@ fn a_server_without_tokens_gets_none() -> Result<()> {
             record.to_string().contains("neither OAUTHBEARER nor XOAUTH2"),
             "{record}"
         );
+        Ok(())
+    })
+}
+
+/// A token that looks like one of Zimbra's servers.
+const ZIMBRAS: &str = "0_1f6bd1f2c1_69643d33363a";
+
+#[test]
+fn a_token_of_zimbras_servers_goes_on_by_their_mechanism() -> Result<()> {
+    let offer = |_: &mut Directory, node: &mut Node| {
+        node.more
+            .push(("mail".to_owned(), "{mechanisms: [XOAUTH2, X-ZIMBRA]}".to_owned()));
+    };
+    let script = |peer: &mut Peer| {
+        peer.imap_login("OK welcome")?;
+        peer.freeze()
+    };
+    play_bounded_liar(offer, in_clear, script, |scene, fake| {
+        let own = encode_block(format!("\0{ALICE}\0{ZIMBRAS}").as_bytes());
+        for (name, message) in [("XOAUTH2", xoauth2(ALICE, ZIMBRAS)), ("X-ZIMBRA", own)] {
+            let mut imap = scene.imaps()?;
+            let said = imap.imap(&format!("q1 AUTHENTICATE {name} {message}"))?.join(" ");
+            ensure!(said.contains("q1 OK welcome"), "{name}: {said}");
+        }
+        let heard = fake.heard();
+        let told = encode_block(format!("{ALICE}\0{ALICE}\0{ZIMBRAS}").as_bytes());
+        ensure!(
+            heard.matches("AUTHENTICATE X-ZIMBRA\r\n").count() == 2 && heard.matches(&told).count() == 2,
+            "{heard}"
+        );
+        scene.portico.record(&[("mechanism", "X-ZIMBRA"), ("outcome", "ok")])?;
+        Ok(())
+    })
+}
+
+/// A server of another make refuses the mechanism before it has heard the token.
+#[test]
+fn a_server_of_another_make_does_not_hear_a_token_of_zimbra() -> Result<()> {
+    let change = |_: &_, node: &mut Node, _: &mut _| {
+        node.more
+            .push(("mail".to_owned(), "{mechanisms: [X-ZIMBRA]}".to_owned()));
+        Ok(())
+    };
+    play_with(people(), change, |scene| {
+        for message in [ZIMBRAS, "other"].map(|token| encode_block(format!("\0{ALICE}\0{token}").as_bytes())) {
+            let mut imap = scene.imaps()?;
+            let said = imap.imap(&format!("q1 AUTHENTICATE X-ZIMBRA {message}"))?.join(" ");
+            ensure!(said.starts_with("q1 NO "), "{said}");
+            let mut pop = scene.pop3s()?;
+            let said = pop.pop(&format!("AUTH X-ZIMBRA {message}"))?;
+            ensure!(said.starts_with("-ERR "), "{said}");
+        }
+        scene.portico.record(&[("mechanism", "X-ZIMBRA"), ("proto", "pop3")])?;
         Ok(())
     })
 }

@@ -360,6 +360,8 @@ impl ImapDialogue {
     fn can_at_once(&self) -> bool {
         let can = self.can();
         match self.mechanism() {
+            // It is not listed: who does not know it must not hear the token.
+            Some(Mechanism::XZimbra) => false,
             Some(_) => can.sasl_ir,
             None => [self.name().as_bytes(), self.intro.password()]
                 .iter()
