@@ -266,22 +266,38 @@ fn an_engine_that_may_not_hold_keys_is_of_use_all_the_same() -> Result<()> {
     Stage::run(|stage| {
         let earlier = ACL.replace(" +hsetnx", "");
         let redis = Redis::start_as(stage, "redis", &format!("user default on nopass {earlier}"))?;
-        let together = Together::build(stage, 2, &at(&redis), |_| {})?;
-        together.all_see_each_other()?;
-        until("the warning", SOON, || {
-            let output = together.nodes[0].output();
-            Ok(output
-                .contains("keys of TLS session tickets are not shared")
-                .then_some(()))
-        })?;
-        ensure!(ticket_keys(&together.nodes[0])?["source"] == "own");
-        let dir = stage.dir("sessions")?;
-        let begun = Begun::at(&together.fronts[0], &dir)?;
-        begun
-            .are(&Kind::Reused, &together.fronts[0])?
-            .are(&Kind::New, &together.fronts[1])?;
-        together.all_see_each_other()
+        nobody_shares(stage, &redis)
     })
+}
+
+/// So does one in which something else stands at their place.
+#[test]
+fn an_engine_with_something_else_in_the_way_is_of_use_all_the_same() -> Result<()> {
+    Stage::run(|stage| {
+        let redis = Redis::start(stage)?;
+        let life = 12 * 60 * 60 * 1000;
+        redis.say(&format!("SET {{portico}}:tickets:{life} other"))?;
+        nobody_shares(stage, &redis)
+    })
+}
+
+/// Nodes act together, and each resumes its own sessions only.
+fn nobody_shares(stage: &Stage, redis: &Redis) -> Result<()> {
+    let together = Together::build(stage, 2, &at(redis), |_| {})?;
+    together.all_see_each_other()?;
+    until("the warning", SOON, || {
+        let output = together.nodes[0].output();
+        Ok(output
+            .contains("keys of TLS session tickets are not shared")
+            .then_some(()))
+    })?;
+    ensure!(ticket_keys(&together.nodes[0])?["source"] == "own");
+    let dir = stage.dir("sessions")?;
+    let begun = Begun::at(&together.fronts[0], &dir)?;
+    begun
+        .are(&Kind::Reused, &together.fronts[0])?
+        .are(&Kind::New, &together.fronts[1])?;
+    together.all_see_each_other()
 }
 
 #[test]

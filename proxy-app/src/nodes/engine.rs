@@ -14,7 +14,7 @@ use mail_directory::Secret;
 use mail_proxy::BoxStream;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo};
-use redis::{RedisError, Value};
+use redis::{RedisError, ServerError, Value};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -55,6 +55,14 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self(words(&error.to_string()))
     }
+}
+
+/// Whether an engine that serves has said no to a command: it may not be used, is not known, or another kind of value is
+/// in its way. Other errors say that it does not serve.
+fn refuses(error: &RedisError) -> bool {
+    let refusals = error.clone().into_server_errors();
+    let is_refusal = |(_, error): &(usize, ServerError)| ["NOPERM", "ERR", "WRONGTYPE"].contains(&error.code());
+    refusals.is_some_and(|errors| errors.iter().all(is_refusal))
 }
 
 /// Text from outside, fit for a log.
@@ -98,10 +106,21 @@ impl Engine {
     /// # Errors
     /// There is no answer in time, or one of them is an error. The connection is not to be used again.
     pub(super) async fn run(&self, commands: &Pipeline) -> Result<Vec<Value>, Failure> {
+        self.try_run(commands).await?
+    }
+
+    /// The same for commands that an engine may refuse and be of use all the same: the inner error is its refusal.
+    ///
+    /// # Errors
+    /// As [`Engine::run`], but for a refusal.
+    pub(super) async fn try_run(&self, commands: &Pipeline) -> Result<Result<Vec<Value>, Failure>, Failure> {
         let mut connection = self.connection.clone();
         let answers = timeout(self.wait, commands.query_async::<Vec<Value>>(&mut connection)).await;
         self.read.store(0, Ordering::Relaxed);
-        Ok(answers.map_err(|_| self.silent())??)
+        match answers.map_err(|_| self.silent())? {
+            Err(error) if !refuses(&error) => Err(error.into()),
+            answers => Ok(answers.map_err(Failure::from)),
+        }
     }
 
     /// Asks to be sent what is said in a channel.

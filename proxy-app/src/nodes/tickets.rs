@@ -74,9 +74,12 @@ impl Nodes {
         let kept = PERIODS_KEPT.saturating_mul(life).div_ceil(1000);
         commands.cmd("EXPIRE").arg(&name).arg(kept);
         commands.cmd("HGETALL").arg(&name);
-        let answer = match engine.run(&commands).await {
+        let answer = match engine.try_run(&commands).await? {
             Ok(mut answers) => answers.pop().unwrap_or(Value::Nil),
-            Err(failure) => return self.tickets_failed(failure),
+            Err(refusal) => {
+                self.tickets_refused(&refusal);
+                return Ok(());
+            }
         };
         self.tickets_denied.store(false, Ordering::Relaxed);
         let old = self.take_tickets(wire::pairs(answer), now / life);
@@ -85,7 +88,10 @@ impl Nodes {
         }
         let mut commands = redis::pipe();
         commands.cmd("HDEL").arg(&name).arg(old);
-        engine.run(&commands).await.map(drop)
+        if let Err(refusal) = engine.try_run(&commands).await? {
+            self.tickets_refused(&refusal);
+        }
+        Ok(())
     }
 
     /// Returns the fields of periods that are over.
@@ -108,15 +114,11 @@ impl Nodes {
         old
     }
 
-    /// An engine whose access control list is of an earlier version refuses the command and does all others.
-    fn tickets_failed(&self, failure: Failure) -> Result<(), Failure> {
-        if !failure.0.to_ascii_lowercase().contains("no permissions") {
-            return Err(failure);
-        }
+    /// An engine that refuses the commands does all others. Its access control list may be of an earlier version.
+    fn tickets_refused(&self, refusal: &Failure) {
         if !self.tickets_denied.swap(true, Ordering::Relaxed) {
-            log::warn!("shared_state: keys of TLS session tickets are not shared, its user may not do so: {failure}");
+            log::warn!("shared_state: keys of TLS session tickets are not shared, the engine refuses it: {refusal}");
         }
-        Ok(())
     }
 }
 
