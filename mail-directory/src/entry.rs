@@ -1,6 +1,7 @@
 //! One entry: a name, and attributes with their values. It knows no inheritance.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -112,10 +113,21 @@ impl Entry {
     }
 
     fn position(&self, attribute: &str) -> Result<usize, usize> {
-        let key = || attribute.bytes().map(|b| b.to_ascii_lowercase());
-        self.values
-            .binary_search_by(|v| v.name.bytes().map(|b| b.to_ascii_lowercase()).cmp(key()))
+        self.values.binary_search_by(|v| compare(&v.name, attribute))
     }
+}
+
+/// The order of two names without regard to case. Most have their first letters in common, and logins look for many:
+/// bytes that are equal as they are need no second look, nor does a name that is the same in memory.
+fn compare(one: &str, other: &str) -> Ordering {
+    if std::ptr::eq(one, other) {
+        return Ordering::Equal;
+    }
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let differ = |(a, b): (&u8, &u8)| (a != b).then(|| a.to_ascii_lowercase().cmp(&b.to_ascii_lowercase()));
+    let mut differences = one.iter().zip(other).filter_map(differ);
+    let first = differences.find(|order| order.is_ne());
+    first.unwrap_or(one.len().cmp(&other.len()))
 }
 
 /// Two entries are equal if their names and values are, wherever they were written.
@@ -129,5 +141,31 @@ impl PartialEq for Entry {
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Entry({}, {} attributes)", self.name, self.values.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_the_order_of_their_small_letters() {
+        let names = [
+            "",
+            "a",
+            "Zimbra",
+            "zimbraId",
+            "zimbraid",
+            "ZIMBRAIDS",
+            "zimbra-x",
+            "zimbra_x",
+            "zimbraß",
+        ];
+        for one in names {
+            for other in names {
+                let expected = one.to_ascii_lowercase().cmp(&other.to_ascii_lowercase());
+                assert_eq!(compare(one, other), expected, "{one} {other}");
+            }
+        }
     }
 }
