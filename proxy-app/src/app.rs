@@ -32,7 +32,7 @@ use crate::locations::LiveLocations;
 use crate::node::connections::{ConnectionIds, OpenConnections, Sessions};
 use crate::node::limits::NodeLimits;
 use crate::node::logins::{RecentLogins, Watched};
-use crate::node::logs::{AuditLog, CarbonioLog, Log};
+use crate::node::logs::{AuditForm, AuditLog, CarbonioLog, Log};
 use crate::node::metrics::Metrics;
 use crate::nodes::{Counting, Nodes};
 use crate::tls::certificate_store::SharedCertStore;
@@ -249,7 +249,7 @@ fn other_nodes(
 }
 
 /// The audit log in the form that the node file wants.
-fn written_as(format: AuditFormat, log: Log) -> Arc<dyn Audit> {
+fn written_as(format: AuditFormat, log: Log) -> Arc<dyn AuditForm> {
     match format {
         AuditFormat::Json => Arc::new(AuditLog(log)),
         AuditFormat::Carbonio => Arc::new(CarbonioLog(log)),

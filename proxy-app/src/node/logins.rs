@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use route_cache::Route;
 use tokio::sync::broadcast;
 
+use crate::node::logs::AuditForm;
 use crate::node::metrics::Metrics;
 use crate::node::refusals::Refusals;
 
@@ -78,13 +79,13 @@ impl RecentLogins {
         (self.now.receiver_count() < WATCHERS).then(|| self.now.subscribe())
     }
 
-    fn take(&self, record: &Record) {
+    fn take(&self, record: Record) {
         if !matches!(record.event, Some(Event::Login | Event::WebLogin)) {
             return;
         }
         let attempt = Arc::new(Attempt {
             time: Timestamp::now(),
-            record: record.clone(),
+            record,
         });
         // It is no failure if there is no watcher.
         let _ = self.now.send(attempt.clone());
@@ -121,7 +122,7 @@ fn is_of(record: &Record, user: &str) -> bool {
 /// The audit log, with watchers and metrics in front of it.
 pub(crate) struct Watched {
     /// The log.
-    pub log: Arc<dyn Audit>,
+    pub log: Arc<dyn AuditForm>,
     /// For watchers.
     pub logins: Arc<RecentLogins>,
     /// Counts attempts.
@@ -146,13 +147,13 @@ impl Watched {
 
 impl Audit for Watched {
     fn record(&self, mut record: Record) {
-        self.logins.take(&record);
         self.metrics.record(&record);
         let Some(share) = self.share(&record) else { return };
         if share > 1 {
             record.count = Some(share);
         }
-        self.log.record(record);
+        self.log.write(&record);
+        self.logins.take(record);
     }
 
     fn phase(&self, phase: Phase, proto: Proto, took: Duration) {
@@ -186,10 +187,10 @@ mod tests {
     fn the_last_ones_are_kept_and_found() {
         let logins = RecentLogins::default();
         for i in 0..300 {
-            logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
+            logins.take(record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
         }
-        logins.take(&record("Eve", "192.0.2.2:5", Outcome::BadCredentials));
-        logins.take(&Record {
+        logins.take(record("Eve", "192.0.2.2:5", Outcome::BadCredentials));
+        logins.take(Record {
             event: Some(Event::SessionEnd),
             ..record("u1", "192.0.2.1:5", Outcome::Ok)
         });
@@ -218,7 +219,7 @@ mod tests {
         let logins = RecentLogins::default();
         let mut watcher = logins.follow().unwrap();
         for i in 0..BEHIND + 10 {
-            logins.take(&record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
+            logins.take(record(&format!("u{i}"), "192.0.2.1:5", Outcome::Ok));
         }
         let lost = watcher.recv().await.unwrap_err();
         assert!(matches!(lost, broadcast::error::RecvError::Lagged(10)), "{lost:?}");

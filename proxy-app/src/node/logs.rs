@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, ZonedDateTime};
 use mail_proxy::Proto;
-use mail_proxy::audit::{Audit, Event, Outcome, Record};
+use mail_proxy::audit::{Event, Outcome, Record};
 use serde::Serialize;
 
 /// Lines that wait while the disk is slow: some seconds of a busy node.
@@ -242,6 +242,9 @@ fn write(name: &str, mut writer: Writer, items: &Receiver<Item>, dropped: &Atomi
 /// The audit log: one JSON line a record.
 pub(crate) struct AuditLog(pub Log);
 
+/// Room for nearly every record, so that its line need not grow.
+const USUAL_RECORD: usize = 512;
+
 #[derive(Serialize)]
 struct Timed<'a> {
     time: String,
@@ -249,9 +252,18 @@ struct Timed<'a> {
     record: &'a Record,
 }
 
-impl Audit for AuditLog {
-    fn record(&self, record: Record) {
-        self.0.line(json(Timestamp::now(), &record));
+/// The audit log in one of its forms.
+pub(crate) trait AuditForm: Send + Sync {
+    /// Writes one record.
+    fn write(&self, record: &Record);
+
+    /// How many records were lost since the process started.
+    fn lost(&self) -> u64;
+}
+
+impl AuditForm for AuditLog {
+    fn write(&self, record: &Record) {
+        self.0.line(json(Timestamp::now(), record));
     }
 
     fn lost(&self) -> u64 {
@@ -262,7 +274,11 @@ impl Audit for AuditLog {
 /// A record as the audit log has it, without the end of the line.
 pub(crate) fn json(time: Timestamp, record: &Record) -> String {
     let time = utc(time);
-    serde_json::to_string(&Timed { time, record }).unwrap_or_else(|error| {
+    let mut line = Vec::with_capacity(USUAL_RECORD);
+    let written = serde_json::to_writer(&mut line, &Timed { time, record });
+    let written = written.map_err(|error| error.to_string());
+    let line = written.and_then(|()| String::from_utf8(line).map_err(|error| error.to_string()));
+    line.unwrap_or_else(|error| {
         // Plain texts and numbers: nothing of it can fail.
         log::error!("audit log: a record cannot be written: {error}");
         String::new()
@@ -273,9 +289,9 @@ pub(crate) fn json(time: Timestamp, record: &Record) -> String {
 /// filters match. Only logins, guessed tokens and refused requests have a line there.
 pub(crate) struct CarbonioLog(pub Log);
 
-impl Audit for CarbonioLog {
-    fn record(&self, record: Record) {
-        if let Some(line) = carbonio_line(&record, &ZonedDateTime::now()) {
+impl AuditForm for CarbonioLog {
+    fn write(&self, record: &Record) {
+        if let Some(line) = carbonio_line(record, &ZonedDateTime::now()) {
             self.0.line(line);
         }
     }
@@ -365,7 +381,21 @@ fn value(text: &str) -> String {
 
 /// The time as audit records have it: `2026-11-23T10:00:00.123Z`.
 pub(crate) fn utc(time: Timestamp) -> String {
-    format!("{time:.3}")
+    thread_local! {
+        static LAST: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+    }
+    let (second, millisecond) = (time.as_second(), time.subsec_millisecond());
+    if time < Timestamp::UNIX_EPOCH {
+        // Parts of a second before 1970 count backwards.
+        return format!("{time:.3}");
+    }
+    LAST.with_borrow_mut(|(last, text)| {
+        if *last != second {
+            *last = second;
+            *text = time.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+        }
+        format!("{text}.{millisecond:03}Z")
+    })
 }
 
 /// The time as access logs have it: `23/Nov/2026:10:00:00 +0000`.
@@ -394,7 +424,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new folder/audit.log");
         let log = AuditLog(Log::start("audit", &LogTarget::File(path.clone())).unwrap());
-        log.record(Record {
+        log.write(&Record {
             event: Some(Event::Login),
             user: Some("a\r\nb\x1b\"".to_owned()),
             outcome: Some(Outcome::UnknownUser),
@@ -413,6 +443,19 @@ mod tests {
         assert_eq!(value["outcome"], "unknown_user");
         assert_eq!(value["user"], "a\r\nb\u{1b}\"");
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn times_are_cut_to_milliseconds() {
+        for (nanoseconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (1_795_428_000_123_999_999, "2026-11-23T10:00:00.123Z"),
+            (1_795_428_000_007_000_000, "2026-11-23T10:00:00.007Z"),
+            (1_795_428_001_000_000_000, "2026-11-23T10:00:01.000Z"),
+            (-1_000_000, "1969-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(utc(Timestamp::from_nanosecond(nanoseconds).unwrap()), expected);
+        }
     }
 
     #[test]
