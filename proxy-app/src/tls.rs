@@ -36,6 +36,7 @@ pub(crate) mod client_certs;
 mod contexts;
 pub(crate) mod failure;
 pub(crate) mod handshake_counts;
+pub(crate) mod host_headers;
 pub(crate) mod profile;
 mod server_sessions;
 mod set_session;

@@ -519,16 +519,19 @@ fn domains_have_their_own_headers() -> Result<()> {
             ("/service/soap/x", &alice, "sameorigin", policy),
             ("/service/soap/x", &own, "DENY", "sandbox"),
         ] {
-            let answer = carbonio.web(path, &["-H", header])?;
-            let head = answer.head.to_ascii_lowercase();
-            assert_eq!(answer.header("x-own"), Some("yes"), "{path}");
-            for (name, value) in [
-                ("strict-transport-security", "max-age=99"),
-                ("x-frame-options", frame),
-                ("content-security-policy", csp),
-            ] {
-                assert_eq!(answer.header(name), Some(value), "{path}");
-                assert_eq!(head.matches(&format!("{name}:")).count(), 1, "{path} {head}");
+            for version in ["--http1.1", "--http2"] {
+                let answer = carbonio.web(path, &["-H", header, version])?;
+                let head = answer.head.to_ascii_lowercase();
+                assert_eq!(answer.header("x-own"), Some("yes"), "{version} {path}");
+                for (name, value) in [
+                    ("strict-transport-security", "max-age=99"),
+                    ("x-frame-options", frame),
+                    ("content-security-policy", csp),
+                ] {
+                    assert_eq!(answer.header(name), Some(value), "{version} {path}");
+                    assert_eq!(head.matches(&format!("{name}:")).count(), 1, "{path} {head}");
+                }
+                assert_eq!(head.matches("x-request-id:").count(), 1, "{path} {head}");
             }
         }
         Ok(())

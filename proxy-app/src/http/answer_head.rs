@@ -5,6 +5,7 @@
 //! with PROTOCOL_ERROR.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, SERVER, TRANSFER_ENCODING};
+use http::response::Parts;
 use http::{StatusCode, Version};
 use pingora::http::ResponseHeader;
 
@@ -111,6 +112,13 @@ pub(crate) fn strip(response: &mut ResponseHeader) {
 /// Removes the header that names the server's program.
 pub(crate) fn hide_server(response: &mut ResponseHeader) {
     response.remove_header(&SERVER);
+}
+
+/// Forgets how the server spelled the names of headers: while the engine knows it, each name that is set is read again
+/// and entered into a second table.
+pub(crate) fn forget_spelling(response: &mut ResponseHeader) {
+    let nothing = http::Response::new(()).into_parts().0.into();
+    *response = Parts::from(std::mem::replace(response, nothing)).into();
 }
 
 /// The version that we speak ourselves, whatever the server does (RFC 9110 §2.5).

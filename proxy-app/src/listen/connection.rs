@@ -13,6 +13,7 @@ use mail_proxy::{
     BoxStream, Client, CloseReason, Connection, ConnectionFacts, ConnectionHandle, Drain, Proto, Protocol, SessionEnv,
     StartTls, TlsFacts,
 };
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use route_cache::lookup_server::serve_lookup;
@@ -337,6 +338,7 @@ impl ActiveListener {
             forwarded: ForwardedValues::default(),
             taken: AtomicBool::default(),
             reading: Arc::default(),
+            answer_lines: Mutex::default(),
         };
         let stream = match WebStream::new(channel, client) {
             Ok(stream) => stream,

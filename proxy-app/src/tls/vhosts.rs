@@ -12,6 +12,7 @@ use mail_directory::yaml::{Problem, Problems, Severity};
 use mail_directory::{System, View, attributes as a, names};
 
 use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
+use crate::tls::host_headers::HostHeaders;
 
 /// A domain as its web users see it; or the settings where no domain has the requested name.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub(crate) struct VirtualHost {
     pub admin_logout_url: Option<HeaderValue>,
     /// Headers of every answer: `zimbraReverseProxyResponseHeaders`, and `Content-Security-Policy` from
     /// `carbonioReverseProxyResponseCSPHeader` with the hosts of the four URLs in its `connect-src`.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: HostHeaders,
     /// Whether clients are asked for certificates, and which.
     pub client_certs: Arc<ClientCerts>,
 }
@@ -282,12 +283,7 @@ fn vhost(
     }
 }
 
-fn headers(
-    entry: &View<'_>,
-    key: &str,
-    urls: &[&Option<HeaderValue>],
-    problems: &mut Problems,
-) -> Vec<(HeaderName, HeaderValue)> {
+fn headers(entry: &View<'_>, key: &str, urls: &[&Option<HeaderValue>], problems: &mut Problems) -> HostHeaders {
     let mut headers = Vec::new();
     let attribute = &a::REVERSE_PROXY_RESPONSE_HEADERS;
     for line in entry.list(attribute) {
@@ -310,7 +306,7 @@ fn headers(
             )),
         }
     }
-    headers
+    HostHeaders::new(headers)
 }
 
 /// `Name: value`. In LDAP some values stand in double quotes of their own (HTTP §6.3).
@@ -532,7 +528,7 @@ mod tests {
         let of = |host| {
             let headers = &vhosts.of(Some(host), ELSEWHERE).headers;
             let lines = headers
-                .iter()
+                .into_iter()
                 .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
             lines.collect::<Vec<_>>()
         };

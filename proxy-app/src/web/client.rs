@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use mail_proxy::audit::{Event, Outcome, Record};
 use mail_proxy::throttle::{PasswordMark, PolicyAnswer};
@@ -16,11 +17,14 @@ use route_cache::Route;
 use tokio::time::timeout;
 
 use crate::app::env::WebEnv;
+use crate::http::headers;
 use crate::http::login::LoginAttempt;
+use crate::http::request_id::RequestId;
 use crate::node::refusals::{Reason, RefusedConnection};
 use crate::tls::client_certs::PresentedCert;
 use crate::tls::vhosts::{Refusal, VirtualHost, VirtualHosts};
 use crate::upstream::connection::Owner;
+use crate::upstream::gathered::Gathered;
 use crate::web::read_ahead::ClientReading;
 
 /// Name and password.
@@ -135,6 +139,38 @@ pub(crate) struct WebClient {
     pub taken: AtomicBool,
     /// What is known of its reading.
     pub reading: Arc<ClientReading>,
+    /// What its stream adds to the next head of HTTP/1.
+    pub answer_lines: Mutex<Option<AnswerLines>>,
+}
+
+/// Lines for the head of an answer that the engine does not know of: as headers each of them would be copied, read and
+/// entered into two tables, for every answer.
+#[derive(Debug)]
+pub(crate) struct AnswerLines {
+    /// The id of its request.
+    pub id: RequestId,
+    /// The headers of its virtual host.
+    pub host: Bytes,
+}
+
+impl AnswerLines {
+    /// Adds them to a head, behind its first line. `None`: there is no first line.
+    pub(crate) fn add_to(&self, head: &[u8], gathered: &mut Gathered, room: usize) -> Option<()> {
+        let first = head.iter().position(|&byte| byte == b'\n').map(|end| end + 1)?;
+        let (first, rest) = head.starts_with(b"HTTP/1.").then(|| head.split_at(first))?;
+        for part in [
+            first,
+            headers::REQUEST_ID.as_bytes(),
+            b": ",
+            self.id.as_str().as_bytes(),
+            b"\r\n",
+            &self.host,
+            rest,
+        ] {
+            gathered.add(part, room);
+        }
+        Some(())
+    }
 }
 
 impl WebClient {
@@ -160,6 +196,12 @@ impl WebClient {
     /// The engine has taken a request.
     pub(crate) fn take(&self) {
         self.taken.store(true, Ordering::Relaxed);
+        self.forget_lines();
+    }
+
+    /// The head for which lines were kept is not sent.
+    pub(crate) fn forget_lines(&self) {
+        *self.answer_lines.lock() = None;
     }
 
     pub(crate) fn is_taken(&self) -> bool {
@@ -225,6 +267,7 @@ mod tests {
     use crate::http::login;
     use base64::Engine as _;
     use base64::prelude::BASE64_STANDARD;
+    use std::task::Poll;
 
     #[test]
     fn credentials_are_known_by_their_password() {
@@ -242,6 +285,33 @@ mod tests {
         assert!(seen.is_new(&good) && !seen.is_new(&good) && seen.knows(&good));
         assert!(!seen.knows(&login("bob", "guess")) && !seen.knows(&login("eve", "right")));
         assert!(!seen.is_new_unproved(&good) && seen.is_new_unproved(&login("bob", "guess")));
+    }
+
+    #[test]
+    fn lines_stand_behind_the_first_of_a_head() {
+        let lines = AnswerLines {
+            id: RequestId::random(),
+            host: Bytes::from_static(b"a: b\r\n"),
+        };
+        let added = |head: &[u8]| {
+            let mut gathered = Gathered::default();
+            lines.add_to(head, &mut gathered, 0).map(|()| {
+                let mut sent = Vec::new();
+                let polled = gathered.poll_out(|bytes| {
+                    sent.extend_from_slice(bytes);
+                    Poll::Ready(Ok(bytes.len()))
+                });
+                assert!(polled.is_ready());
+                String::from_utf8(sent).unwrap()
+            })
+        };
+        let expected = format!(
+            "HTTP/1.1 200 OK\r\nx-request-id: {}\r\na: b\r\nc: d\r\n\r\n",
+            lines.id.as_str()
+        );
+        assert_eq!(added(b"HTTP/1.1 200 OK\r\nc: d\r\n\r\n"), Some(expected));
+        assert_eq!(added(b"HTTP/1.1 200 OK"), None);
+        assert_eq!(added(b"text\nmore"), None);
     }
 
     #[test]

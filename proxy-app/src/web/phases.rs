@@ -42,7 +42,7 @@ use crate::web::client::{self, WebClient, client_of};
 use crate::web::decision::{self, Decision, ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
 use crate::web::read_ahead::{Portions, ReadAhead};
-use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext, answer_with, dress, relocate};
+use crate::web::request_context::{BODY_LEAST, DRIPPING, RequestContext, answer_with, dress, dress_for, relocate};
 use crate::web::server_choice::{ROUTE_YOUNG, TRIES, choose, unreachable};
 use crate::web::{throttle, upstream_headers, upstream_peer};
 
@@ -376,10 +376,14 @@ impl ProxyHttp for Web {
             // A user gets a page that says what to do; programs get what the server says (HTTP §12.2, 16).
             return Error::e_explain(ErrorType::HTTPStatus(status), "the server's own error");
         }
+        if session.req_header().version == http::Version::HTTP_2 {
+            // It has all names in lower case.
+            answer_head::forget_spelling(response);
+        }
         relocate(context, response)?;
         answer_head::speak_our_version(response);
         old_clients::end_behind(session, response);
-        dress(context, response)?;
+        dress_for(session, context, response)?;
         if let Some(info) = &context.info {
             compression::begin(session, response, &self.compressing(context, info));
         }

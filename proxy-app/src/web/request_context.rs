@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use http::Version;
 use mail_proxy::{AwaitsClient, WaitsForUs};
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
@@ -21,6 +22,7 @@ use crate::upstream::body_clock::BodyClock;
 use crate::upstream::connection::ServerConnection;
 use crate::upstream::dial::Dial;
 use crate::upstream::groups::{Group, Groups, Member};
+use crate::web::client::{AnswerLines, client_of};
 use crate::web::decision::{ProxyRequest, RequestInfo};
 use crate::web::keeping::Keeping;
 use crate::web::login_gate::LoginGate;
@@ -218,8 +220,35 @@ pub(crate) async fn answer_with(
     context: &RequestContext,
 ) -> Result<()> {
     answers::hear_out(session).await;
+    client_of(session).inspect(|web| web.forget_lines());
     dress(context, &mut answer.head)?;
     answer.send(session).await
+}
+
+/// Gives a server's answer the headers that every answer has. Those of a virtual host, which most answers have in common,
+/// go to a client of HTTP/1 as lines.
+pub(crate) fn dress_for(session: &Session, context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
+    let lines = client_of(session)
+        .filter(|_| session.req_header().version < Version::HTTP_2)
+        .and_then(|web| Some((web, lines_for(context, response)?)));
+    let Some((web, lines)) = lines else {
+        return dress(context, response);
+    };
+    *web.answer_lines.lock() = Some(lines);
+    undress(context, response);
+    Ok(())
+}
+
+/// The headers of [`dress`] as lines, where they come from the virtual host alone.
+fn lines_for(context: &RequestContext, response: &ResponseHeader) -> Option<AnswerLines> {
+    let (info, vhost) = (context.info.as_ref()?, context.vhost.as_ref()?);
+    let location = &context.found.as_ref()?.entry.location;
+    if !location.security_headers || !location.answer_headers.is_empty() {
+        return None;
+    }
+    let host = vhost.headers.lines(&response.headers, info.scheme == "https")?.clone();
+    let id = info.id.clone();
+    (!response.headers.contains_key(&headers::X_REQUEST_ID)).then_some(AnswerLines { id, host })
 }
 
 /// The headers that every answer has: its request's id, those of the virtual host, those of the location. Where the
@@ -242,9 +271,14 @@ pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> 
     for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
         response.insert_header(name, value)?;
     }
+    undress(context, response);
+    Ok(())
+}
+
+/// Takes from an answer what it may not have.
+fn undress(context: &RequestContext, response: &mut ResponseHeader) {
     if context.info.as_ref().is_none_or(|info| info.scheme != "https") {
         // In clear text any machine on the way could have added it (RFC 6797 §7.2).
         response.remove_header(&http::header::STRICT_TRANSPORT_SECURITY);
     }
-    Ok(())
 }

@@ -31,7 +31,7 @@ use crate::http::streams::Streams;
 use crate::node::limits::AnswerCounter;
 use crate::node::refusals::Reason;
 use crate::upstream::gathered::Gathered;
-use crate::web::client::{FAREWELL, WebClient, client_in, note_refusal};
+use crate::web::client::{AnswerLines, FAREWELL, WebClient, client_in, note_refusal};
 use crate::web::read_ahead::{ClientReading, UNSENT};
 
 /// Most that is gathered before it is written: the head of an answer and a small body, and still one segment or two.
@@ -335,6 +335,15 @@ impl AsyncWrite for WebStream {
             return Poll::Ready(Ok(buf.len()));
         }
         let this = &mut *self;
+        if let Some(lines) = this.lines_for(buf) {
+            // A head without them would lack what protects its page.
+            let added = lines.add_to(buf, &mut this.held, GATHERED);
+            return Poll::Ready(
+                added
+                    .map(|()| buf.len())
+                    .ok_or_else(|| io::ErrorKind::InvalidData.into()),
+            );
+        }
         let changed = this.changed(buf);
         let written = this.poll_gathered(cx, changed.as_deref().unwrap_or(buf));
         if let (Poll::Ready(Ok(count)), Some(watch)) = (&written, &mut this.frames) {
@@ -382,6 +391,15 @@ impl AsyncWrite for WebStream {
 }
 
 impl WebStream {
+    /// The lines that this head gets from us. The engine may have filtered the final answer before it writes an interim
+    /// one, which gets none.
+    fn lines_for(&self, head: &[u8]) -> Option<AnswerLines> {
+        match self.h2 || is_interim(head) {
+            true => None,
+            false => client_in(&self.carrier)?.answer_lines.lock().take(),
+        }
+    }
+
     fn poll_gathered(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if self.held.len() + buf.len() <= GATHERED {
             self.held.add(buf, GATHERED);
@@ -477,6 +495,11 @@ impl std::fmt::Debug for WebStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "WebStream({})", self.fd)
     }
+}
+
+/// Whether a head is that of an interim answer (RFC 9110 §15.2).
+fn is_interim(head: &[u8]) -> bool {
+    matches!(head, [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', b'1', ..])
 }
 
 /// The head of the engine's own answer to a request that it cannot read, without the engine's name.
