@@ -89,9 +89,17 @@ impl Settings {
 /// A quoted string (RFC 9051 section 9), whatever the value: what such a string cannot hold, or what other parsers
 /// stumble over, is left out.
 fn quoted(value: &str) -> String {
-    let safe: String = value
-        .chars()
-        .filter(|char| matches!(char, ' '..='~') && !matches!(char, '"' | '\\'))
-        .collect();
-    format!("\"{safe}\"")
+    let mut quoted = String::with_capacity(value.len() + 2);
+    quote(value, &mut quoted);
+    quoted
+}
+
+/// The same behind other text.
+fn quote(value: &str, out: &mut String) {
+    let safe = value
+        .bytes()
+        .filter(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+    out.push('"');
+    out.extend(safe.map(char::from));
+    out.push('"');
 }

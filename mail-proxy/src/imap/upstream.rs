@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::capabilities::list_of;
-use super::quoted;
+use super::quote;
 use super::response_code::{code, has_code};
 use crate::known_servers::Said;
 use crate::line;
@@ -29,6 +29,9 @@ const MAX_SMALL_LITERAL: usize = 4096;
 /// Octets of what a client says of itself inside X-VIA, each. Together with our own part they stay below the 1024
 /// of an ID value (RFC 2971 section 3.3).
 const MAX_VIA: usize = 256;
+
+/// Room for nearly every ID command.
+const USUAL_ID: usize = 256;
 
 const TLS_TAG: &str = "P0";
 const ID_TAG: &str = "P1";
@@ -499,11 +502,16 @@ impl ImapDialogue {
                 ("x-proxy-ttl", self.intro.ttl.to_string()),
             ],
         };
-        let fields: Vec<String> = fields
-            .into_iter()
-            .map(|(key, value)| format!("\"{key}\" {}", quoted(&value)))
-            .collect();
-        Some(format!("{ID_TAG} ID ({})\r\n", fields.join(" ")))
+        let mut command = String::with_capacity(USUAL_ID);
+        command.extend([ID_TAG, " ID"]);
+        let mut before = " (";
+        for (key, value) in fields {
+            command.extend([before, "\"", key, "\" "]);
+            quote(&value, &mut command);
+            before = " ";
+        }
+        command.push_str(")\r\n");
+        Some(command)
     }
 
     fn via(&self) -> String {
