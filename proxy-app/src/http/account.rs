@@ -127,6 +127,9 @@ pub(crate) fn decoded(path: &str) -> Option<Cow<'_, str>> {
 
 /// The same without the parameters of its segments, as mailbox servers read it.
 pub(crate) fn without_parameters(path: &str) -> Option<Cow<'_, str>> {
+    if !path.bytes().any(|byte| matches!(byte, b';' | b'%')) {
+        return Some(path.into());
+    }
     match path.contains(';') {
         true => decoded(&stripped(path)).map(|path| path.into_owned().into()),
         false => decoded(path),
@@ -168,6 +171,11 @@ pub(crate) fn user(typed: &str) -> Option<String> {
 /// Steps 1 to 4 of HTTP §3.1. At most one of them applies: each begins with another segment.
 fn by_path(uri: &Uri, headers: &HeaderMap) -> Option<AccountClaim> {
     let path = without_parameters(uri.path())?;
+    // Nearly all others are recognized by this alone.
+    let mut parts = path.as_bytes().windows(3);
+    if !parts.any(|part| matches!(part, b"hom" | b"Mic" | b"dav" | b"pri") || part.eq_ignore_ascii_case(b"ews")) {
+        return None;
+    }
     let login = match segments(&path)?.as_slice() {
         ["home", owner, _, ..] | ["service", "home", owner, _, ..] => rest_user(owner),
         [first, ..] if first.starts_with("Microsoft-Server-ActiveSync") => device_user(uri, headers),

@@ -15,8 +15,9 @@ impl RequestId {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let random = rand::random::<[u8; 16]>();
         let mut id = [0; 32];
-        for (pair, byte) in id.chunks_exact_mut(2).zip(random) {
-            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        for (at, byte) in random.iter().enumerate() {
+            id[2 * at] = DIGITS[usize::from(byte >> 4)];
+            id[2 * at + 1] = DIGITS[usize::from(byte & 15)];
         }
         let value = HeaderValue::from_maybe_shared(Bytes::from_owner(id));
         Self(value.unwrap_or_else(|_| unreachable!("hexadecimal digits can stand in a field")))

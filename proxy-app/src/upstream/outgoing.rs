@@ -18,7 +18,10 @@ impl OutgoingRequest {
     pub(crate) fn begin(head: &[u8]) -> Self {
         Self {
             head: head.len(),
-            body: RequestBody::of(head),
+            body: match is_plain(head) {
+                true => RequestBody::Sized(0),
+                false => RequestBody::of(head),
+            },
         }
     }
 
@@ -45,6 +48,23 @@ impl OutgoingRequest {
     }
 }
 
+/// Whether nothing in a head announces a body or asks for another protocol: most heads need not be taken apart.
+fn is_plain(head: &[u8]) -> bool {
+    let is_telling = |line: &[u8]| {
+        let starts = |name: &[u8]| {
+            line.get(..name.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(name))
+        };
+        match line.first() {
+            Some(b'c' | b'C') => starts(b"content-length") || line.starts_with(b"CONNECT "),
+            Some(b't' | b'T') => starts(b"transfer-encoding"),
+            Some(b'u' | b'U') => starts(b"upgrade"),
+            _ => false,
+        }
+    };
+    !head.split(|&byte| byte == b'\n').any(is_telling)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +87,8 @@ mod tests {
     #[test]
     fn nothing_goes_out_behind_a_request() {
         check("", "", "GET");
+        check("Accept: */*\r\nCookie: upgrade\r\nTE: trailers\r\n", "", "GET");
+        check("CONTENT-length: 3\r\n", "abc", "d");
         check("Content-Length: 3\r\n", "abc", "d");
         check("Content-Length: 0\r\n", "", "0\r\n\r\n");
         check("Transfer-Encoding: chunked\r\n", "3\r\nabc\r\n0\r\n\r\n", "0\r\n\r\n");

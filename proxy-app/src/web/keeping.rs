@@ -17,6 +17,8 @@ use crate::web::decision::{ProxyRequest, RequestInfo};
 
 /// How long idle connections to servers are kept, where nothing else is set: less than Jetty's 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(50);
+/// How long a server keeps a connection.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// Most of a body that the engine keeps.
 const BODY_KEPT: u64 = 64 * 1024;
 
@@ -83,7 +85,7 @@ impl Keeping {
         if headers::closes(&response.headers) && !connection.is_http2() {
             connection.spend();
         }
-        if let Some(said) = text(&response.headers, &HeaderName::from_static("keep-alive")) {
+        if let Some(said) = text(&response.headers, &KEEP_ALIVE) {
             connection.heed(said);
         }
         if bound_login::is_demanded(&response.headers) {
