@@ -154,20 +154,22 @@ impl ProxyHttp for Web {
             return Error::e_explain(ErrorType::HTTPStatus(405), "TRACE");
         }
         if request.method == http::Method::OPTIONS && request.uri.path() == "*" {
-            answer_with(LocalAnswer::options()?, session, context).await?;
+            Box::pin(answer_with(LocalAnswer::options()?, session, context)).await?;
             return Ok(true);
         }
         let clear = info.is_clear(web);
         let signs_on = web.sso;
         session.set_write_timeout(Some(CLIENT_PATIENCE));
+        // What few requests need is in boxes, here and below: the others are not to move room for it.
         if signs_on {
-            return self.sign_on(session, context, &info).await;
+            return Box::pin(self.sign_on(session, context, &info)).await;
         }
-        if self.challenge(session, context).await? {
+        let may_be_challenge = answers::challenged(session.req_header().uri.path()).is_some();
+        if may_be_challenge && Box::pin(self.challenge(session, context)).await? {
             return Ok(true);
         }
         if clear && context.snapshot.web.mode != MailMode::Both {
-            return self.clear_port(session, context, &info).await;
+            return Box::pin(self.clear_port(session, context, &info)).await;
         }
         self.go(session, context, &info).await
     }
@@ -240,7 +242,7 @@ impl ProxyHttp for Web {
             // The server has not got the end of it yet.
             if let (Some(web), Some(info)) = (client_of(session), context.info.clone()) {
                 let headers = &session.req_header().headers;
-                throttle::admit_now(&self.env, web, context, &info, headers).await?;
+                Box::pin(throttle::admit_now(&self.env, web, context, &info, headers)).await?;
             }
         }
         Ok(())
@@ -608,18 +610,20 @@ impl Web {
                     context.readable(login::check_coding(form, &request.headers))?;
                     context.body = Some(login::LoginBody::new(form));
                 }
-                throttle::admit(&self.env, session, context, info).await?;
+                if context.seen.is_some() || context.body.is_some() {
+                    Box::pin(throttle::admit(&self.env, session, context, info)).await?;
+                }
                 Ok(false)
             }
             Decision::Redirect { to, status, found } => {
                 context.found = Some(found);
                 let answer = LocalAnswer::redirect(status, &to)?;
-                answer_with(answer, session, context).await?;
+                Box::pin(answer_with(answer, session, context)).await?;
                 Ok(true)
             }
             Decision::Local(found, path) => {
                 context.found = Some(found.clone());
-                self.local(session, context, info, &found, &path).await?;
+                Box::pin(self.local(session, context, info, &found, &path)).await?;
                 Ok(true)
             }
             Decision::Refused { status, why } => Error::e_explain(ErrorType::HTTPStatus(status), why),
