@@ -9,6 +9,8 @@ use http::response::Parts;
 use http::{StatusCode, Version};
 use pingora::http::ResponseHeader;
 
+use crate::http::headers;
+
 /// Fields that end at the next hop (RFC 9110 §7.6.1); the challenge of a proxy is one between it and us (§11.7.1).
 /// `Transfer-Encoding` is left to the code that copies the body. Trailers of HTTP/1 are not passed on.
 const HOP_BY_HOP: [&str; 9] = [
@@ -89,21 +91,14 @@ fn mend_length(response: &mut ResponseHeader) -> Framing {
 /// Removes the headers that are only between the server and us.
 pub(crate) fn strip(response: &mut ResponseHeader) {
     let nominated: Vec<&str> = values(&response.headers, &CONNECTION)
-        .flat_map(|line| line.split(','))
-        .map(str::trim)
+        .flat_map(headers::options)
         .collect();
-    let is_dropped = |name: &HeaderName| {
+    let is_dropped = |name: &&HeaderName| {
         let name = name.as_str();
-        let named =
-            nominated.iter().any(|option| option.eq_ignore_ascii_case(name)) && !NEVER_NOMINATED.contains(&name);
-        named || HOP_BY_HOP.contains(&name)
+        let named = || nominated.iter().any(|option| option.eq_ignore_ascii_case(name));
+        HOP_BY_HOP.contains(&name) || named() && !NEVER_NOMINATED.contains(&name)
     };
-    let dropped: Vec<HeaderName> = response
-        .headers
-        .keys()
-        .filter(|name| is_dropped(name))
-        .cloned()
-        .collect();
+    let dropped: Vec<HeaderName> = response.headers.keys().filter(is_dropped).cloned().collect();
     for name in dropped {
         response.remove_header(&name);
     }
@@ -117,8 +112,32 @@ pub(crate) fn hide_server(response: &mut ResponseHeader) {
 /// Forgets how the server spelled the names of headers: while the engine knows it, each name that is set is read again
 /// and entered into a second table.
 pub(crate) fn forget_spelling(response: &mut ResponseHeader) {
+    *response = taken(response).into();
+}
+
+/// Sets headers, each in place of those of its name. Without a spelling to keep, no name need be read again.
+///
+/// # Errors
+/// Never in practice: names and values are good.
+pub(crate) fn set(response: &mut ResponseHeader, headers: &[(&HeaderName, &HeaderValue)]) -> pingora::Result<()> {
+    if response.has_case() {
+        return headers
+            .iter()
+            .try_for_each(|(name, value)| response.insert_header(*name, *value));
+    }
+    let mut parts = taken(response);
+    parts.headers.reserve(headers.len());
+    for &(name, value) in headers {
+        parts.headers.insert(name, value.clone());
+    }
+    *response = parts.into();
+    Ok(())
+}
+
+/// A head without its spelling, and another one in its place.
+fn taken(response: &mut ResponseHeader) -> Parts {
     let nothing = http::Response::new(()).into_parts().0.into();
-    *response = Parts::from(std::mem::replace(response, nothing)).into();
+    Parts::from(std::mem::replace(response, nothing))
 }
 
 /// The version that we speak ourselves, whatever the server does (RFC 9110 §2.5).

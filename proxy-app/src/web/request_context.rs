@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 use route_cache::{Route, Server};
 
 use crate::app::snapshot::Snapshot;
+use crate::http::answer_head;
 use crate::http::answers::{self, ErrorForm, LocalAnswer};
 use crate::http::relocation::Relocation;
 use crate::http::{headers, login};
@@ -255,22 +256,20 @@ fn lines_for(context: &RequestContext, response: &ResponseHeader) -> Option<Answ
 /// server sets a header of the virtual host itself, the server's stays: it knows its page, and two of them would
 /// contradict each other.
 pub(crate) fn dress(context: &RequestContext, response: &mut ResponseHeader) -> Result<()> {
-    if let Some(info) = &context.info {
-        response.insert_header(headers::REQUEST_ID, info.id.value().clone())?;
-    }
+    let request_id = headers::X_REQUEST_ID;
+    let id = context.info.iter().map(|info| (&request_id, info.id.value()));
     let location = context.found.as_ref().map(|found| &found.entry.location);
     let vhost = context
         .vhost
         .iter()
         .filter(|_| location.is_none_or(|location| location.security_headers));
-    for (name, value) in vhost.flat_map(|vhost| &vhost.headers) {
-        if !response.headers.contains_key(name) {
-            response.insert_header(name, value)?;
-        }
-    }
-    for (name, value) in location.iter().flat_map(|location| &location.answer_headers) {
-        response.insert_header(name, value)?;
-    }
+    let of_vhost = vhost.flat_map(|vhost| &vhost.headers);
+    let of_vhost = of_vhost.filter(|(name, _)| *name != request_id && !response.headers.contains_key(name));
+    let of_location = location.iter().flat_map(|location| &location.answer_headers);
+    let added: Vec<_> = id
+        .chain(of_vhost.chain(of_location).map(|(name, value)| (name, value)))
+        .collect();
+    answer_head::set(response, &added)?;
     undress(context, response);
     Ok(())
 }
