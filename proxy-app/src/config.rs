@@ -11,7 +11,7 @@ use self::pingora::PingoraConfig;
 use self::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
-pub(crate) use self::acme::{AcmeConfig, AcmeDomains, CertificateKeyKind, ChallengeKind};
+pub(crate) use self::acme::{AcmeConfig, AcmeDomains, CertificateKeyKind, ChallengeKind, ExternalAccount};
 pub(crate) use self::admin::AdminConfig;
 pub(crate) use self::directory::{DirectoryConfig, Source};
 pub(crate) use self::ends::Ends;

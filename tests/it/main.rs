@@ -1,6 +1,7 @@
 //! The built program between real peers, from outside: what "Done" means.
 
 mod acme;
+mod acme_account;
 mod acme_alpn;
 mod acme_many;
 mod acme_renewal;

@@ -125,6 +125,16 @@ impl AcmeAuthority {
         names.collect()
     }
 
+    /// Of which kind each of them is, where the order named one.
+    pub fn profiles(&self) -> Vec<Option<String>> {
+        let ledger = self.shared.ledger();
+        ledger
+            .certificates
+            .iter()
+            .map(|issued| issued.profile.clone())
+            .collect()
+    }
+
     /// How many of them others have replaced.
     pub fn replaced(&self) -> usize {
         let ledger = self.shared.ledger();

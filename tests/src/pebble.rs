@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Stage;
 use crate::certs::Authority;
@@ -28,10 +28,15 @@ const REFUSED_NONCES: &str = "30";
 impl Pebble {
     /// Starts one that asks for challenges at these ports: HTTP-01, and TLS-ALPN-01.
     pub fn start(stage: &Stage, ca: &Authority, http_port: u16, tls_port: u16) -> Result<Self> {
+        Self::start_with(stage, ca, http_port, tls_port, &json!({}))
+    }
+
+    /// The same with more keys of its configuration.
+    pub fn start_with(stage: &Stage, ca: &Authority, http_port: u16, tls_port: u16, more: &Value) -> Result<Self> {
         let [address, dns, management] = [stage.port()?, stage.port()?, stage.port()?].map(local);
         let pair = ca.server(&["127.0.0.1"])?;
         let dir = stage.dir("pebble")?;
-        let config = json!({
+        let mut config = json!({
             "listenAddress": address.to_string(),
             "managementListenAddress": "",
             "certificate": pair.certificate_file,
@@ -40,6 +45,9 @@ impl Pebble {
             "tlsPort": tls_port,
             "ocspResponderURL": "",
         });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
         let config = stage.file("pebble/config.json", json!({"pebble": config}).to_string())?;
         let args = [
             "-dns01",

@@ -11,10 +11,14 @@ use openssl::bn::{BigNum, BigNumContext};
 use openssl::ec::{EcGroup, EcKey};
 use openssl::ecdsa::EcdsaSig;
 use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::sha::sha256;
+use openssl::sign::Signer;
 use serde::Serialize;
+
+use crate::config::ExternalAccount;
 
 /// Bytes of a coordinate, and of each half of a signature (RFC 7518 §3.4).
 const COORDINATE: i32 = 32;
@@ -32,6 +36,14 @@ struct PublicJwk {
     kty: &'static str,
     x: String,
     y: String,
+}
+
+/// The header of a binding to another account; by this and the nonce it differs from that of a request.
+#[derive(Serialize)]
+struct BindingHeader<'a> {
+    alg: &'static str,
+    kid: &'a str,
+    url: &'a str,
 }
 
 /// By what the authority knows who has signed.
@@ -54,6 +66,7 @@ struct ProtectedHeader<'a> {
     url: &'a str,
 }
 
+/// A flattened JWS (RFC 7515 §7.2.2).
 #[derive(Serialize)]
 struct SignedRequest {
     protected: String,
@@ -112,6 +125,29 @@ impl AccountKey {
     pub(crate) fn key_authorization(&self, token: &str) -> serde_json::Result<String> {
         let thumbprint = sha256(&serde_json::to_vec(&self.public)?);
         Ok(format!("{token}.{}", encode(&thumbprint)))
+    }
+
+    /// The word of an account of the authority's own that this key is its, too, as a part of the request to this URL
+    /// (RFC 8555 §7.3.4).
+    ///
+    /// # Errors
+    /// The TLS library has no memory.
+    pub(crate) fn bound_to(&self, account: &ExternalAccount, url: &str) -> anyhow::Result<serde_json::Value> {
+        let header = BindingHeader {
+            alg: "HS256",
+            kid: &account.kid,
+            url,
+        };
+        let protected = encode(&serde_json::to_vec(&header)?);
+        let payload = encode(&serde_json::to_vec(&self.public)?);
+        let key = PKey::hmac(account.hmac_key.expose())?;
+        let mut signer = Signer::new(MessageDigest::sha256(), &key)?;
+        let signature = signer.sign_oneshot_to_vec(format!("{protected}.{payload}").as_bytes())?;
+        Ok(serde_json::to_value(SignedRequest {
+            protected,
+            payload,
+            signature: encode(&signature),
+        })?)
     }
 
     /// The body of a signed request to this URL; without a payload it only reads (RFC 8555 §6.3).

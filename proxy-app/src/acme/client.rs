@@ -55,6 +55,8 @@ pub(crate) struct AcmeClient {
     challenges: Arc<Challenges>,
     /// The kinds that are answered, the preferred one first.
     kinds: Vec<ChallengeKind>,
+    /// The kind of certificates that is ordered, one of the authority's.
+    profile: Option<String>,
 }
 
 /// A certificate that was issued, checked to be what was asked for.
@@ -174,8 +176,16 @@ impl AcmeClient {
             let why = format!("acme.accept_terms_of_service is not true; the authority's terms are {terms:?}");
             return Err(AcmeFailure::authority(why));
         }
-        if directory.meta.external_account_required {
-            let why = "the authority wants an account that is bound to one of its own, which Portico cannot do";
+        if directory.meta.external_account_required && config.eab.is_none() {
+            let why = "the authority wants an account that is bound to one of its own: set acme.eab";
+            return Err(AcmeFailure::authority(why));
+        }
+        if let Some(profile) = &config.profile
+            && !directory.meta.profiles.contains_key(profile)
+        {
+            let known: Vec<&str> = directory.meta.profiles.keys().map(String::as_str).collect();
+            let known = known.join(", ");
+            let why = format!("the authority has no acme.profile {profile:?}, but these: {known}");
             return Err(AcmeFailure::authority(why));
         }
         let mut client = Self {
@@ -186,9 +196,14 @@ impl AcmeClient {
             nonces: Mutex::default(),
             challenges,
             kinds: config.challenges.clone(),
+            profile: config.profile.clone(),
         };
-        let new = json!({"termsOfServiceAgreed": config.accepts_terms, "contact": config.contact});
+        let mut new = json!({"termsOfServiceAgreed": config.accepts_terms, "contact": config.contact});
         let url = client.directory.new_account.clone();
+        if let Some(account) = &config.eab {
+            let bound = client.key.bound_to(account, &url);
+            new["externalAccountBinding"] = bound.map_err(|error| AcmeFailure::authority(error.to_string()))?;
+        }
         let answer = client
             .post(SignedBy::Key, &url, Some(&new))
             .await
@@ -256,6 +271,9 @@ impl AcmeClient {
         let mut wanted = json!({"identifiers": identifiers});
         if let Some(id) = replaces {
             wanted["replaces"] = id.into();
+        }
+        if let Some(profile) = &self.profile {
+            wanted["profile"] = profile.as_str().into();
         }
         let by = SignedBy::Account(&self.account);
         self.post(by, &self.directory.new_order, Some(&wanted)).await

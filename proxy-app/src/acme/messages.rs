@@ -1,5 +1,7 @@
 //! What an authority says (RFC 8555 §7.1), as far as it is read.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// Most of a reason that is kept, in characters.
@@ -27,6 +29,9 @@ pub(crate) struct AcmeMeta {
     pub terms_of_service: Option<String>,
     #[serde(default)]
     pub external_account_required: bool,
+    /// The kinds of certificates that it issues, each with what people may read about it (draft-ietf-acme-profiles §3).
+    #[serde(default)]
+    pub profiles: BTreeMap<String, serde_json::Value>,
 }
 
 /// An order, and an authorization, too.

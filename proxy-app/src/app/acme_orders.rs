@@ -420,6 +420,8 @@ mod tests {
             contact: Vec::new(),
             accepts_terms: true,
             account_key_file: Path::new("acme.key").to_owned(),
+            eab: None,
+            profile: None,
             trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
             challenges: vec![ChallengeKind::Http01],
             key: CertificateKeyKind::EcdsaP256,

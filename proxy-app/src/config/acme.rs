@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mail_directory::yaml::Mapping;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use mail_directory::Secret;
+use mail_directory::yaml::{Mapping, Node};
 use route_cache::lookup::{Dialect, HandlerUrl};
 
 use super::LiveKey;
@@ -18,6 +21,8 @@ const ACCOUNT_KEY_FILE: &str = "/var/lib/portico/acme.key";
 const CHALLENGES: [ChallengeKind; 2] = [ChallengeKind::Http01, ChallengeKind::TlsAlpn01];
 /// Most addresses of administrators.
 const CONTACTS: usize = 16;
+/// Longest word that an authority gives out: the id of an account, the name of a profile.
+const WORD_MAX: usize = 256;
 
 /// `acme`
 #[derive(Debug, Clone)]
@@ -30,6 +35,10 @@ pub(crate) struct AcmeConfig {
     pub accepts_terms: bool,
     /// The key of the account.
     pub account_key_file: PathBuf,
+    /// The account of the authority's own that a new one is bound to.
+    pub eab: Option<ExternalAccount>,
+    /// Which of the authority's kinds of certificates is ordered.
+    pub profile: Option<String>,
     /// By whom the authority's own certificate is signed.
     pub trust: Arc<UpstreamTrust>,
     /// The challenges that are answered, the preferred one first. At least one.
@@ -38,6 +47,15 @@ pub(crate) struct AcmeConfig {
     pub key: CertificateKeyKind,
     /// Which domains get certificates.
     pub domains: AcmeDomains,
+}
+
+/// `acme.eab`: an account that the administrator has at the authority already (RFC 8555 §7.3.4).
+#[derive(Debug, Clone)]
+pub(crate) struct ExternalAccount {
+    /// As the authority calls it.
+    pub kid: String,
+    /// The key that the authority has given out with it.
+    pub hmac_key: Secret<Vec<u8>>,
 }
 
 /// A way to show an authority who controls a name.
@@ -109,6 +127,8 @@ impl ConfigReader {
         let path = path.unwrap_or_else(|| Path::new(ACCOUNT_KEY_FILE).to_owned());
         self.warn_if_open(file.unwrap_or_else(|| section.node()), &path);
         let trust = self.service_trust(&mut section);
+        let eab = self.external_account(&mut section);
+        let profile = section.take("profile").and_then(|node| self.word_of_authority(node));
         let challenges = self.acme_challenges(&mut section);
         let kinds = [
             ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
@@ -127,11 +147,45 @@ impl ConfigReader {
             contact,
             accepts_terms: accepts_terms.unwrap_or(false),
             account_key_file: path,
+            eab,
+            profile,
             trust: trust?,
             challenges,
             key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
             domains: domains.unwrap_or(AcmeDomains::Marked),
         })
+    }
+
+    fn external_account(&mut self, acme: &mut Mapping<'_>) -> Option<ExternalAccount> {
+        let mut section = self.section(acme, "eab")?;
+        let kid = section.require("kid", &mut self.problems);
+        let kid = kid.and_then(|node| self.word_of_authority(node));
+        let file = section.require("hmac_key_file", &mut self.problems);
+        let hmac_key = file.and_then(|node| {
+            let text = self.password(node)?;
+            // Some authorities show it with padding.
+            let key = URL_SAFE_NO_PAD.decode(text.expose().trim_end_matches('='));
+            let wrong = |_| {
+                node.error(
+                    "expected a key in base64url, as the authority shows it",
+                    &mut self.problems,
+                )
+            };
+            key.map(Secret::new).map_err(wrong).ok()
+        });
+        section.finish(&mut self.problems);
+        let (kid, hmac_key) = (kid?, hmac_key?);
+        Some(ExternalAccount { kid, hmac_key })
+    }
+
+    /// A word that the authority gives out.
+    fn word_of_authority(&mut self, node: Node<'_>) -> Option<String> {
+        let text = node.text(&mut self.problems)?;
+        let is_word = (1..=WORD_MAX).contains(&text.len()) && !text.contains(char::is_control);
+        if !is_word {
+            node.error(format!("expected 1 to {WORD_MAX} letters"), &mut self.problems);
+        }
+        is_word.then(|| text.into_owned())
     }
 
     fn acme_challenges(&mut self, section: &mut Mapping<'_>) -> Vec<ChallengeKind> {
@@ -165,14 +219,16 @@ mod tests {
             (CertificateKeyKind::EcdsaP256, AcmeDomains::Marked)
         );
         assert_eq!(acme.challenges, [ChallengeKind::Http01]);
+        assert!(acme.eab.is_none() && acme.profile.is_none());
         assert!(load("").unwrap().0.acme.is_none());
         let all = "acme: {directory_url: 'https://ca.test:14000/dir', contact: [a@b.test, 'mailto:c@d.test'], \
                    accept_terms_of_service: true, account_key_file: a.key, key: rsa-2048, domains: all, \
-                   challenges: [tls-alpn-01, http-01]}\n";
+                   challenges: [tls-alpn-01, http-01], profile: shortlived}\n";
         let acme = load(all).unwrap().0.acme.unwrap();
         assert_eq!(acme.contact, ["mailto:a@b.test", "mailto:c@d.test"]);
         assert_eq!(acme.challenges, [ChallengeKind::TlsAlpn01, ChallengeKind::Http01]);
         assert!(acme.accepts_terms && acme.account_key_file.ends_with("a.key"));
+        assert_eq!(acme.profile.as_deref(), Some("shortlived"));
         assert_eq!(
             (acme.key, acme.domains),
             (CertificateKeyKind::Rsa2048, AcmeDomains::All)
@@ -198,9 +254,38 @@ mod tests {
                 "acme.challenges[0]",
             ),
             ("{directory_url: 'https://ca.test/', dns: x}", "acme.dns"),
+            ("{directory_url: 'https://ca.test/', profile: ''}", "acme.profile"),
+            ("{directory_url: 'https://ca.test/', eab: {kid: a}}", "acme.eab"),
+            (
+                "{directory_url: 'https://ca.test/', eab: {kid: a, hmac_key_file: none.key}}",
+                "acme.eab.hmac_key_file",
+            ),
         ] {
             let problems = load(&format!("acme: {wrong}\n")).unwrap_err();
             assert!(problems[0].contains(&format!("{key}: ")), "{wrong}: {problems:?}");
         }
+    }
+
+    #[test]
+    fn the_key_of_another_account_stands_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("eab.key");
+        let acme = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            let eab = format!("eab: {{kid: ours, hmac_key_file: {}}}", path.display());
+            load(&format!("acme: {{directory_url: 'https://ca.test/', {eab}}}\n"))
+        };
+        for written in ["-_8A\n", "-_8A==\n"] {
+            let eab = acme(written).unwrap().0.acme.unwrap().eab.unwrap();
+            assert_eq!(
+                (eab.kid.as_str(), eab.hmac_key.expose().as_slice()),
+                ("ours", &[251, 255, 0][..])
+            );
+        }
+        let problems = acme("+/8A").unwrap_err();
+        assert!(
+            problems.concat().contains("expected a key in base64url"),
+            "{problems:?}"
+        );
     }
 }

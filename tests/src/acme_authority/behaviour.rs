@@ -1,6 +1,6 @@
 //! What an authority offers, refuses, and lies about, as its test wants it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::validation::{ChallengeKind, ValidationPorts};
@@ -57,6 +57,10 @@ pub struct Behaviour {
     pub closes_accounts: bool,
     /// How long each answer takes.
     pub delay: Duration,
+    /// The kinds of certificates that it says to have.
+    pub profiles: BTreeSet<String>,
+    /// Accounts of its own, with their keys. If there are any, others must be bound to one of them.
+    pub own_accounts: BTreeMap<String, Vec<u8>>,
     /// What is wrong with its answers.
     pub lie: Option<Lie>,
 }
@@ -97,6 +101,8 @@ impl Default for Behaviour {
             refused_nonces: 5,
             closes_accounts: false,
             delay: Duration::ZERO,
+            profiles: BTreeSet::new(),
+            own_accounts: BTreeMap::new(),
             lie: None,
         }
     }

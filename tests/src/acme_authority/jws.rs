@@ -1,14 +1,18 @@
 //! Signed requests (RFC 8555 §6.2, RFC 7515): taken apart and checked, `ES256` only.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use openssl::bn::BigNum;
 use openssl::ec::{EcGroup, EcKey};
 use openssl::ecdsa::EcdsaSig;
 use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Public};
 use openssl::sha::sha256;
+use openssl::sign;
 use serde_json::{Map, Value};
 
 use super::answer::Refusal;
@@ -125,6 +129,39 @@ impl PublicKey {
         // The order is that of RFC 7638 §3.
         let jwk = format!("{{\"crv\":\"P-256\",\"kty\":\"EC\",\"x\":\"{x}\",\"y\":\"{y}\"}}");
         format!("{token}.{}", encoded(&sha256(jwk.as_bytes())))
+    }
+}
+
+/// Checks the word of one of these accounts that a new one with this key, opened at this URL, is its, too (§7.3.4).
+pub(super) fn check_binding(
+    binding: &Value,
+    key: &PublicKey,
+    url: &str,
+    accounts: &BTreeMap<String, Vec<u8>>,
+) -> Result<(), Refusal> {
+    let binding = binding
+        .as_object()
+        .ok_or_else(|| Refusal::malformed("a binding of nothing"))?;
+    let (protected, payload) = (text(binding, "protected")?, text(binding, "payload")?);
+    let header = object(&decoded(protected)?, "the header of the binding")?;
+    // No nonce, and nothing else.
+    if binding.len() != 3 || header.len() != 3 || text(&header, "alg")? != "HS256" || text(&header, "url")? != url {
+        return Err(Refusal::malformed("not a binding at this URL by HS256"));
+    }
+    let bound = object(&decoded(payload)?, "the key that is bound")?;
+    if PublicKey::read(&Value::Object(bound))? != *key {
+        return Err(Refusal::malformed("another key is bound"));
+    }
+    let kid = text(&header, "kid")?;
+    let refused = |why: &str| Refusal::new(403, "unauthorized", why);
+    let secret = accounts.get(kid).ok_or_else(|| refused("there is no such account"))?;
+    let code = || -> Result<Vec<u8>, ErrorStack> {
+        let mut signer = sign::Signer::new(MessageDigest::sha256(), &*PKey::hmac(secret)?)?;
+        signer.sign_oneshot_to_vec(format!("{protected}.{payload}").as_bytes())
+    };
+    match code().is_ok_and(|code| decoded(text(binding, "signature").unwrap_or_default()).is_ok_and(|it| it == code)) {
+        true => Ok(()),
+        false => Err(refused("that account has not signed it")),
     }
 }
 

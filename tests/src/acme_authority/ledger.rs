@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Refusal};
 use super::behaviour::{Behaviour, Lie, Resource};
 use super::issuing::{self, Issuer};
-use super::jws::{PublicKey, SignedRequest, decoded, encoded};
+use super::jws::{PublicKey, SignedRequest, check_binding, decoded, encoded};
 use super::validation::ChallengeKind;
 
 /// What clients have to agree to.
@@ -46,6 +46,8 @@ pub(super) struct Issued {
     account: usize,
     /// By what clients name it (RFC 9773 §4.1).
     id: String,
+    /// What kind of them it is.
+    pub(super) profile: Option<String>,
     /// Another one has taken its place.
     pub(super) is_replaced: bool,
 }
@@ -69,6 +71,8 @@ struct Order {
     certificate: Option<usize>,
     /// The certificate in whose place there is to be one.
     replaces: Option<usize>,
+    /// The kind of its certificate.
+    profile: Option<String>,
     looks: usize,
 }
 
@@ -107,6 +111,14 @@ impl Ledger {
                "revokeCert": url("revoke"), "keyChange": url("key-change"), "meta": {"termsOfService": TERMS}});
         if self.behaviour.renewal.is_some() {
             directory["renewalInfo"] = url("renewal-info").into();
+        }
+        if !self.behaviour.profiles.is_empty() {
+            let pages = self.behaviour.profiles.iter();
+            let pages = pages.map(|name| (name.clone(), format!("https://authority.test/{name}").into()));
+            directory["meta"]["profiles"] = Value::Object(pages.collect());
+        }
+        if !self.behaviour.own_accounts.is_empty() {
+            directory["meta"]["externalAccountRequired"] = true.into();
         }
         directory
     }
@@ -171,12 +183,27 @@ impl Ledger {
                 ));
             }
             None => {
+                self.check_binding(key, payload)?;
                 self.accounts.push(key.clone());
                 (self.accounts.len() - 1, 201)
             }
         };
         let account = json!({"status": "valid", "contact": payload["contact"]});
         Ok(Answer::json(status, &account).with("Location", format!("{}/account/{at}", self.base)))
+    }
+
+    /// That an account of its own stands for this key, if it has such accounts (§7.3.4).
+    fn check_binding(&self, key: &PublicKey, payload: &Value) -> Result<(), Refusal> {
+        let known = &self.behaviour.own_accounts;
+        match &payload["externalAccountBinding"] {
+            Value::Null if known.is_empty() => Ok(()),
+            Value::Null => Err(Refusal::new(
+                403,
+                "externalAccountRequired",
+                "it is bound to none of ours",
+            )),
+            binding => check_binding(binding, key, &format!("{}/new-account", self.base), known),
+        }
     }
 
     /// What an account asks for at a place.
@@ -216,6 +243,11 @@ impl Ledger {
             return Err(refusal);
         }
         let replaces = self.replaced(account, &names, &payload["replaces"])?;
+        let profile = match &payload["profile"] {
+            Value::Null => None,
+            Value::String(name) if self.behaviour.profiles.contains(name) => Some(name.clone()),
+            other => return Err(Refusal::violation(400, "invalidProfile", other.to_string())),
+        };
         let first = self.authorizations.len();
         for name in &names {
             let token = self.new_nonce();
@@ -238,6 +270,7 @@ impl Ledger {
             status: "pending",
             certificate: None,
             replaces,
+            profile,
             looks: LOOKS,
         });
         let at = self.orders.len() - 1;
@@ -432,6 +465,7 @@ impl Ledger {
             certificate,
             account,
             id,
+            profile: self.orders[at].profile.clone(),
             is_replaced: false,
         });
         self.orders[at].certificate = Some(self.certificates.len() - 1);
