@@ -7,6 +7,7 @@ pub(crate) mod logins;
 pub(crate) mod logs;
 pub mod memory;
 pub mod metrics;
+pub(crate) mod program;
 pub(crate) mod redaction;
 pub mod refusals;
 pub(crate) mod returns;
