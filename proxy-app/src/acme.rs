@@ -7,6 +7,7 @@ pub(crate) mod care;
 pub(crate) mod challenge_certificate;
 pub(crate) mod challenges;
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod exchange;
 pub(crate) mod messages;
 pub(crate) mod renewal_info;

@@ -12,6 +12,7 @@ use self::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
 pub(crate) use self::acme::{AcmeConfig, AcmeDomains, CertificateKeyKind, ChallengeKind, ExternalAccount};
+pub(crate) use self::acme_dns::{AcmeDns, DnsUpdateServer, DnsWay, TsigAlgorithm, TsigKey};
 pub(crate) use self::admin::AdminConfig;
 pub(crate) use self::directory::{DirectoryConfig, Source};
 pub(crate) use self::ends::Ends;
@@ -27,6 +28,7 @@ pub(crate) use self::tls::TlsConfig;
 pub(crate) use self::web::WebConfig;
 
 mod acme;
+mod acme_dns;
 mod admin;
 mod diff;
 mod directory;

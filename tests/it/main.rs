@@ -3,6 +3,7 @@
 mod acme;
 mod acme_account;
 mod acme_alpn;
+mod acme_dns;
 mod acme_many;
 mod acme_renewal;
 mod acme_strict;

@@ -10,6 +10,7 @@
 
 pub mod acme_authority;
 pub mod bare;
+pub mod bind;
 pub mod browser;
 pub mod certs;
 pub mod child;

@@ -28,11 +28,17 @@ const REFUSED_NONCES: &str = "30";
 impl Pebble {
     /// Starts one that asks for challenges at these ports: HTTP-01, and TLS-ALPN-01.
     pub fn start(stage: &Stage, ca: &Authority, http_port: u16, tls_port: u16) -> Result<Self> {
-        Self::start_with(stage, ca, http_port, tls_port, &json!({}))
+        Self::start_with(stage, ca, [http_port, tls_port], &json!({}), None)
     }
 
-    /// The same with more keys of its configuration.
-    pub fn start_with(stage: &Stage, ca: &Authority, http_port: u16, tls_port: u16, more: &Value) -> Result<Self> {
+    /// The same with more keys of its configuration, and with another name server than its own.
+    pub fn start_with(
+        stage: &Stage,
+        ca: &Authority,
+        [http_port, tls_port]: [u16; 2],
+        more: &Value,
+        name_server: Option<SocketAddrV4>,
+    ) -> Result<Self> {
         let [address, dns, management] = [stage.port()?, stage.port()?, stage.port()?].map(local);
         let pair = ca.server(&["127.0.0.1"])?;
         let dir = stage.dir("pebble")?;
@@ -72,6 +78,7 @@ impl Pebble {
         )?;
         names.wait_listening(&[dns, management])?;
         let log = dir.join("pebble.log");
+        let dns = name_server.unwrap_or(dns);
         let child = spawn(&config, address, dns, &log)?;
         Ok(Self {
             address,

@@ -1,11 +1,12 @@
 //! An account at an authority, and a certificate by an order from its begin to its end (RFC 8555 §7).
 //!
-//! Who controls a name is shown by HTTP-01 or TLS-ALPN-01. When to order, and again after a failure, is the matter of `care.rs`.
+//! Who controls a name is shown by HTTP-01, TLS-ALPN-01 or DNS-01. When to order, and again after a failure, is the matter of `care.rs`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use http::{Method, header};
 use jiff::Timestamp;
 use mail_directory::Secret;
@@ -17,7 +18,9 @@ use tokio::time::{Instant, sleep};
 use crate::acme::account_key::{AccountKey, SignedBy, encode};
 use crate::acme::care::CurrentCertificate;
 use crate::acme::challenge_certificate::challenge_context;
-use crate::acme::challenges::{Challenges, OpenChallenge};
+use crate::acme::challenges::Challenges;
+use crate::acme::dns::client::DnsClient;
+use crate::acme::dns::proof::DnsProver;
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
 use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState, plain};
 use crate::acme::renewal_info::certificate_id;
@@ -40,6 +43,8 @@ const UNDECIDED: &str = "the authority has not decided in time";
 const NOT_ASKED_FOR: &str = "the authority wants a proof for a name that was not asked for";
 /// Why there is none when it offers no challenge that is answered.
 const NOT_OFFERED: &str = "the authority offers none of acme.challenges for it";
+/// Names of an order that are shown at one time: records in the DNS take a while to be seen.
+const PROOFS_AT_ONCE: usize = 8;
 /// The first pause between two looks, and the longest one, unless the authority says otherwise.
 const LOOK_FIRST: Duration = Duration::from_millis(250);
 const LOOK_LAST: Duration = Duration::from_secs(10);
@@ -53,11 +58,15 @@ pub(crate) struct AcmeClient {
     account: String,
     nonces: Mutex<Vec<String>>,
     challenges: Arc<Challenges>,
+    prover: Option<Arc<DnsProver>>,
     /// The kinds that are answered, the preferred one first.
     kinds: Vec<ChallengeKind>,
     /// The kind of certificates that is ordered, one of the authority's.
     profile: Option<String>,
 }
+
+/// What answers to a challenge until it is dropped.
+type OpenProof = Box<dyn Send + Sync>;
 
 /// A certificate that was issued, checked to be what was asked for.
 pub(crate) struct IssuedCertificate {
@@ -188,6 +197,13 @@ impl AcmeClient {
             let why = format!("the authority has no acme.profile {profile:?}, but these: {known}");
             return Err(AcmeFailure::authority(why));
         }
+        let prover = match &config.dns {
+            Some(dns) => {
+                let resolvers = DnsClient::of_resolvers(&config.resolvers).await;
+                Some(Arc::new(DnsProver::new(dns.clone(), web.dns.clone(), resolvers)))
+            }
+            None => None,
+        };
         let mut client = Self {
             web,
             key,
@@ -195,6 +211,7 @@ impl AcmeClient {
             account: String::new(),
             nonces: Mutex::default(),
             challenges,
+            prover,
             kinds: config.challenges.clone(),
             profile: config.profile.clone(),
         };
@@ -222,29 +239,29 @@ impl AcmeClient {
         kind: CertificateKeyKind,
         replaces: Option<&str>,
     ) -> Result<IssuedCertificate, AcmeFailure> {
-        let answer = match self.begin_order(names, replaces).await {
+        let asked = without_covered(names);
+        let answer = match self.begin_order(&asked, replaces).await {
             // An order in place of a certificate is a favour, which must not keep the order itself.
             Err(RequestFailure::Problem { problem, .. }) if replaces.is_some() && problem.is_of_request() => {
-                self.begin_order(names, None).await
+                self.begin_order(&asked, None).await
             }
             answer => answer,
         };
         let answer = answer.map_err(RequestFailure::of_order)?;
         let url = location(&answer).map_err(AcmeFailure::order)?;
         let order: AcmeOrder = read(&answer).map_err(AcmeFailure::order)?;
-        if order.authorizations.len() > names.len() {
+        if order.authorizations.len() > asked.len() {
             return Err(AcmeFailure::order(
                 "the authority wants more proofs than there are names",
             ));
         }
-        self.authorize(&order.authorizations, names).await?;
+        self.authorize(&order.authorizations, &asked).await?;
         let is_ready = |order: &AcmeOrder| order.status != AcmeState::Pending;
         let end = Instant::now() + DECISION_WAIT;
         let order = self.settled(&url, end, is_ready).await?;
         let order = order.ok_or_else(|| AcmeFailure::order(UNDECIDED))?;
-        let names_in_it = names.to_vec();
         // An RSA key takes a good part of a second.
-        let request = tokio::task::spawn_blocking(move || CertificateRequest::new(&names_in_it, kind));
+        let request = tokio::task::spawn_blocking(move || CertificateRequest::new(&asked, kind));
         let request = request.await.map_err(|error| AcmeFailure::order(error.to_string()))?;
         let request = request.map_err(|error| AcmeFailure::order(error.to_string()))?;
         let order = match order.status {
@@ -281,7 +298,7 @@ impl AcmeClient {
 
     /// Shows that all names are controlled from here. All of them are tried, so that the reasons come together.
     async fn authorize(&self, authorizations: &[String], names: &[String]) -> Result<(), AcmeFailure> {
-        let (mut asked, mut refused) = (Vec::new(), Vec::new());
+        let mut pending = Vec::new();
         for url in authorizations {
             let answer = self.send(url, None).await?;
             let authorization: AcmeAuthorization = read(&answer).map_err(AcmeFailure::order)?;
@@ -291,12 +308,17 @@ impl AcmeClient {
             if authorization.status == AcmeState::Valid {
                 continue;
             }
-            match self.challenged(&authorization).await {
-                Ok(open) => asked.push((url, name_of(&authorization), open)),
-                Err(AcmeFailure::Order { why, wait }) => {
-                    let name = name_of(&authorization);
-                    refused.push(RefusedName { name, why, wait });
-                }
+            pending.push((url, authorization));
+        }
+        let each: Vec<_> = pending.iter().map(|(_, one)| self.challenged(one)).collect();
+        let each = futures_util::stream::iter(each).buffered(PROOFS_AT_ONCE);
+        let opened: Vec<_> = each.collect().await;
+        let (mut asked, mut refused) = (Vec::new(), Vec::new());
+        for ((url, authorization), opened) in pending.iter().zip(opened) {
+            let name = name_of(authorization);
+            match opened {
+                Ok(open) => asked.push((url, name, open)),
+                Err(AcmeFailure::Order { why, wait }) => refused.push(RefusedName { name, why, wait }),
                 Err(failure) => return Err(failure),
             }
         }
@@ -313,22 +335,29 @@ impl AcmeClient {
     }
 
     /// Answers the challenge of a name from now on, and says so. An [`AcmeFailure::Order`] is about this name.
-    async fn challenged(&self, authorization: &AcmeAuthorization) -> Result<OpenChallenge, AcmeFailure> {
+    async fn challenged(&self, authorization: &AcmeAuthorization) -> Result<OpenProof, AcmeFailure> {
+        let name = name_of(authorization);
         let offered = |kind: &ChallengeKind| authorization.challenges.iter().find(|one| one.kind == kind.word());
-        let chosen = self.kinds.iter().find_map(|kind| Some((*kind, offered(kind)?)));
+        let mut kinds = self.kinds.iter().filter(|kind| kind.can_show(&name));
+        let chosen = kinds.find_map(|kind| Some((*kind, offered(kind)?)));
         let (kind, challenge) = chosen.ok_or_else(|| AcmeFailure::order(NOT_OFFERED))?;
         if !answers::is_token(&challenge.token) {
             return Err(AcmeFailure::order("the authority's token is not one"));
         }
         let answer = self.key.key_authorization(&challenge.token);
         let answer = answer.map_err(|error| AcmeFailure::order(error.to_string()))?;
-        let open = match kind {
-            ChallengeKind::Http01 => self.challenges.open(&challenge.token, answer),
+        let open: OpenProof = match kind {
+            ChallengeKind::Http01 => Box::new(self.challenges.open(&challenge.token, answer)),
             ChallengeKind::TlsAlpn01 => {
-                let name = name_of(authorization);
                 let context = challenge_context(&name, &answer);
                 let context = context.map_err(|error| AcmeFailure::order(error.to_string()))?;
-                self.challenges.open_handshakes(&name, context)
+                Box::new(self.challenges.open_handshakes(&name, context))
+            }
+            ChallengeKind::Dns01 => {
+                let prover = self.prover.as_ref();
+                let prover = prover.ok_or_else(|| AcmeFailure::order(NOT_OFFERED))?;
+                let proof = prover.prove(&name, &answer).await;
+                Box::new(proof.map_err(AcmeFailure::order)?)
             }
         };
         self.send(&challenge.url, Some(&json!({}))).await?;
@@ -436,8 +465,22 @@ fn location(answer: &AuthorityAnswer) -> Result<String, String> {
     location.ok_or_else(|| "the authority's answer has no Location".to_owned())
 }
 
+/// The name that was asked for: that of a pattern stands in an authorization without its beginning.
 fn name_of(authorization: &AcmeAuthorization) -> String {
-    authorization.identifier.value.to_ascii_lowercase()
+    let name = authorization.identifier.value.to_ascii_lowercase();
+    match authorization.wildcard {
+        true => format!("*.{name}"),
+        false => name,
+    }
+}
+
+/// These names without those for which a pattern among them is good: authorities refuse an order with both.
+fn without_covered(names: &[String]) -> Vec<String> {
+    let is_covered = |name: &str| {
+        let above = name.split_once('.').map(|(_, above)| format!("*.{above}"));
+        above.is_some_and(|pattern| pattern != name && names.contains(&pattern))
+    };
+    names.iter().filter(|name| !is_covered(name)).cloned().collect()
 }
 
 /// Whether a name is refused: one that is not decided must not take the others with it.
@@ -525,6 +568,16 @@ mod tests {
             let told = issued(body, names).err().unwrap();
             assert!(told.contains(why), "{told}");
         }
+    }
+
+    #[test]
+    fn a_pattern_stands_for_the_names_that_it_is_good_for() {
+        let names = ["*.a.test", "a.test", "mail.a.test", "x.mail.a.test", "mail.b.test"].map(str::to_owned);
+        assert_eq!(
+            without_covered(&names),
+            ["*.a.test", "a.test", "x.mail.a.test", "mail.b.test"]
+        );
+        assert_eq!(without_covered(&names[2..]), &names[2..]);
     }
 
     #[test]

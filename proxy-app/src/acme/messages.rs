@@ -63,6 +63,9 @@ pub(crate) struct AcmeOrder {
 pub(crate) struct AcmeAuthorization {
     pub identifier: AcmeIdentifier,
     pub status: AcmeState,
+    /// It is for the pattern of all names below this one (RFC 8555 §7.1.4).
+    #[serde(default)]
+    pub wildcard: bool,
     #[serde(default)]
     pub challenges: Vec<AcmeChallenge>,
 }

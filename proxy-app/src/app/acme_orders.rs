@@ -298,7 +298,7 @@ fn wanted(acme: &AcmeConfig, system: &System, store: &CertStore, domain: &View<'
     // A directory may return them in another order each time, and the limit would cut others off.
     names.sort_unstable();
     for name in names {
-        match barred(system, domain, &name) {
+        match barred(acme, system, domain, &name) {
             Some(why) => drop(wanted.barred.insert(name, why)),
             None if wanted.hosts.contains(&name) => {}
             None if wanted.hosts.len() == NAMES_MAX => {
@@ -335,9 +335,9 @@ fn order_ended<T>(care: &CertificateCare, domain: &str, ended: &Result<T, AcmeFa
 }
 
 /// Why the authority is not asked for a name of this domain.
-fn barred(system: &System, domain: &View<'_>, name: &str) -> Option<String> {
-    if name.starts_with("*.") {
-        return Some("a pattern is proved by DNS-01 only, which Portico cannot do".to_owned());
+fn barred(acme: &AcmeConfig, system: &System, domain: &View<'_>, name: &str) -> Option<String> {
+    if !acme.challenges.iter().any(|kind| kind.can_show(name)) {
+        return Some("a pattern is proved by DNS-01 only: add dns-01 to acme.challenges".to_owned());
     }
     if !values::is_virtual_host(name) {
         return Some("no authority knows such a name".to_owned());
@@ -422,6 +422,8 @@ mod tests {
             account_key_file: Path::new("acme.key").to_owned(),
             eab: None,
             profile: None,
+            dns: None,
+            resolvers: Vec::new(),
             trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
             challenges: vec![ChallengeKind::Http01],
             key: CertificateKeyKind::EcdsaP256,

@@ -1,5 +1,6 @@
 //! `acme`: the authority that certificates of domains are got from, and the account there.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use mail_directory::yaml::{Mapping, Node};
 use route_cache::lookup::{Dialect, HandlerUrl};
 
 use super::LiveKey;
+use super::acme_dns::AcmeDns;
 use super::read::ConfigReader;
 use crate::tls::upstream::UpstreamTrust;
 
@@ -18,9 +20,11 @@ pub(super) const LIVE: [LiveKey; 1] = [("acme", |now, new| now.acme.clone_from(&
 /// Beside the other files that a node keeps; see `state_file`.
 const ACCOUNT_KEY_FILE: &str = "/var/lib/portico/acme.key";
 /// The ways that there are to show who controls a name.
-const CHALLENGES: [ChallengeKind; 2] = [ChallengeKind::Http01, ChallengeKind::TlsAlpn01];
+const CHALLENGES: [ChallengeKind; 3] = [ChallengeKind::Http01, ChallengeKind::TlsAlpn01, ChallengeKind::Dns01];
 /// Most addresses of administrators.
 const CONTACTS: usize = 16;
+/// Most resolvers, as in resolv.conf(5).
+const RESOLVERS: usize = 3;
 /// Longest word that an authority gives out: the id of an account, the name of a profile.
 const WORD_MAX: usize = 256;
 
@@ -43,6 +47,10 @@ pub(crate) struct AcmeConfig {
     pub trust: Arc<UpstreamTrust>,
     /// The challenges that are answered, the preferred one first. At least one.
     pub challenges: Vec<ChallengeKind>,
+    /// How records get into the DNS, where [`ChallengeKind::Dns01`] is among them.
+    pub dns: Option<AcmeDns>,
+    /// By whom the DNS is asked about names of certificates; none: the system's resolvers.
+    pub resolvers: Vec<SocketAddr>,
     /// The kind of new keys.
     pub key: CertificateKeyKind,
     /// Which domains get certificates.
@@ -65,14 +73,22 @@ pub(crate) enum ChallengeKind {
     Http01,
     /// A certificate in a handshake (RFC 8737).
     TlsAlpn01,
+    /// A record in the DNS (RFC 8555 §8.4); for patterns the only way.
+    Dns01,
 }
 
 impl ChallengeKind {
+    /// Whether this name, or pattern of names, can be shown so.
+    pub(crate) fn can_show(self, name: &str) -> bool {
+        self == Self::Dns01 || !name.starts_with("*.")
+    }
+
     /// As authorities and the node file call it.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Http01 => "http-01",
             Self::TlsAlpn01 => "tls-alpn-01",
+            Self::Dns01 => "dns-01",
         }
     }
 }
@@ -130,6 +146,11 @@ impl ConfigReader {
         let eab = self.external_account(&mut section);
         let profile = section.take("profile").and_then(|node| self.word_of_authority(node));
         let challenges = self.acme_challenges(&mut section);
+        let dns = self.dns_of_challenges(&mut section, &challenges);
+        let resolvers = section.take("resolvers").map(|node| {
+            let items = self.some_items(node, RESOLVERS).into_iter();
+            items.filter_map(|item| item.socket_addr(&mut self.problems)).collect()
+        });
         let kinds = [
             ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
             ("rsa-2048", CertificateKeyKind::Rsa2048),
@@ -151,9 +172,23 @@ impl ConfigReader {
             profile,
             trust: trust?,
             challenges,
+            dns,
+            resolvers: resolvers.unwrap_or_default(),
             key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
             domains: domains.unwrap_or(AcmeDomains::Marked),
         })
+    }
+
+    /// `acme.dns`, which goes together with `dns-01`.
+    fn dns_of_challenges(&mut self, section: &mut Mapping<'_>, challenges: &[ChallengeKind]) -> Option<AcmeDns> {
+        let is_wanted = challenges.contains(&ChallengeKind::Dns01);
+        let there = section.entries().find(|(key, node)| *key == "dns" && !node.is_null());
+        match there {
+            None if is_wanted => section.node().error("dns-01 needs acme.dns", &mut self.problems),
+            Some((_, node)) if !is_wanted => node.error("is for dns-01 in acme.challenges", &mut self.problems),
+            _ => {}
+        }
+        self.acme_dns(section)
     }
 
     fn external_account(&mut self, acme: &mut Mapping<'_>) -> Option<ExternalAccount> {
@@ -250,7 +285,7 @@ mod tests {
             ("{directory_url: 'https://ca.test/', domains: some}", "acme.domains"),
             ("{directory_url: 'https://ca.test/', challenges: []}", "acme.challenges"),
             (
-                "{directory_url: 'https://ca.test/', challenges: [dns-01]}",
+                "{directory_url: 'https://ca.test/', challenges: [dns-02]}",
                 "acme.challenges[0]",
             ),
             ("{directory_url: 'https://ca.test/', dns: x}", "acme.dns"),
