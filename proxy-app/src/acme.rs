@@ -10,6 +10,7 @@ pub(crate) mod client;
 pub(crate) mod dns;
 pub(crate) mod exchange;
 pub(crate) mod messages;
+pub(crate) mod name_check;
 pub(crate) mod renewal_info;
 pub(crate) mod request;
 pub(crate) mod unstored;

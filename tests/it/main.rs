@@ -5,6 +5,7 @@ mod acme_account;
 mod acme_alpn;
 mod acme_dns;
 mod acme_many;
+mod acme_names;
 mod acme_renewal;
 mod acme_strict;
 mod admin;

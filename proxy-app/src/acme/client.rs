@@ -23,6 +23,7 @@ use crate::acme::dns::client::DnsClient;
 use crate::acme::dns::proof::DnsProver;
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
 use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState, plain};
+use crate::acme::name_check::NameCheck;
 use crate::acme::renewal_info::certificate_id;
 use crate::acme::request::CertificateRequest;
 use crate::config::{AcmeConfig, CertificateKeyKind, ChallengeKind};
@@ -59,6 +60,8 @@ pub(crate) struct AcmeClient {
     nonces: Mutex<Vec<String>>,
     challenges: Arc<Challenges>,
     prover: Option<Arc<DnsProver>>,
+    /// By whom names are looked at before they are ordered, if they are.
+    resolvers: Option<DnsClient>,
     /// The kinds that are answered, the preferred one first.
     kinds: Vec<ChallengeKind>,
     /// The kind of certificates that is ordered, one of the authority's.
@@ -197,13 +200,11 @@ impl AcmeClient {
             let why = format!("the authority has no acme.profile {profile:?}, but these: {known}");
             return Err(AcmeFailure::authority(why));
         }
-        let prover = match &config.dns {
-            Some(dns) => {
-                let resolvers = DnsClient::of_resolvers(&config.resolvers).await;
-                Some(Arc::new(DnsProver::new(dns.clone(), web.dns.clone(), resolvers)))
-            }
-            None => None,
-        };
+        let resolvers = DnsClient::of_resolvers(&config.resolvers).await;
+        let prover = config.dns.clone().map(|dns| {
+            let prover = DnsProver::new(dns, web.dns.clone(), resolvers.clone());
+            Arc::new(prover)
+        });
         let mut client = Self {
             web,
             key,
@@ -212,6 +213,7 @@ impl AcmeClient {
             nonces: Mutex::default(),
             challenges,
             prover,
+            resolvers: config.checks_names.then_some(resolvers),
             kinds: config.challenges.clone(),
             profile: config.profile.clone(),
         };
@@ -227,6 +229,21 @@ impl AcmeClient {
             .map_err(RequestFailure::of_account)?;
         client.account = location(&answer).map_err(AcmeFailure::authority)?;
         Ok(client)
+    }
+
+    /// Those of these names for which the authority need not be asked, each with the reason.
+    pub(crate) async fn unobtainable(&self, names: &[String]) -> Vec<RefusedName> {
+        let Some(resolvers) = &self.resolvers else {
+            return Vec::new();
+        };
+        let check = NameCheck {
+            resolvers,
+            authority: &self.directory.meta.caa_identities,
+            kinds: &self.kinds,
+        };
+        let refused = check.refused(names).await.into_iter();
+        let refused = refused.map(|(name, why)| RefusedName { name, why, wait: None });
+        refused.collect()
     }
 
     /// Orders a certificate for these names, in place of the one that the authority knows by the id `replaces`.

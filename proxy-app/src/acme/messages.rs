@@ -29,6 +29,9 @@ pub(crate) struct AcmeMeta {
     pub terms_of_service: Option<String>,
     #[serde(default)]
     pub external_account_required: bool,
+    /// By which names it stands in CAA records (RFC 8659 §4.2).
+    #[serde(default)]
+    pub caa_identities: Vec<String>,
     /// The kinds of certificates that it issues, each with what people may read about it (draft-ietf-acme-profiles §3).
     #[serde(default)]
     pub profiles: BTreeMap<String, serde_json::Value>,

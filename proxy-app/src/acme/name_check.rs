@@ -38,13 +38,11 @@ struct CaaRecord {
 impl NameCheck<'_> {
     /// Those of the names for which there can be no certificate, each with the reason.
     pub(crate) async fn refused(&self, names: &[String]) -> Vec<(String, String)> {
-        let each = futures_util::stream::iter(names);
-        let each = each.map(async |name| {
-            let why = self.why_not(name).await?;
-            Some((name.clone(), why))
-        });
-        let looked = each.buffered(AT_ONCE).filter_map(async |refused| refused).collect();
-        timeout(CHECK_WAIT, looked).await.unwrap_or_default()
+        let each: Vec<_> = names.iter().map(|name| self.why_not(name)).collect();
+        let each = futures_util::stream::iter(each).buffered(AT_ONCE);
+        let looked: Vec<Option<String>> = timeout(CHECK_WAIT, each.collect()).await.unwrap_or_default();
+        let looked = names.iter().zip(looked);
+        looked.filter_map(|(name, why)| Some((name.clone(), why?))).collect()
     }
 
     async fn why_not(&self, name: &str) -> Option<String> {
@@ -55,7 +53,13 @@ impl NameCheck<'_> {
         let host = DnsName::parse(host)?;
         let kind = self.kinds.iter().find(|kind| kind.can_show(name))?;
         let needs_address = *kind != ChallengeKind::Dns01;
-        if needs_address && self.resolvers.addresses(&host).await.is_ok_and(|found| found.is_empty()) {
+        if needs_address
+            && self
+                .resolvers
+                .addresses(&host)
+                .await
+                .is_ok_and(|found| found.is_empty())
+        {
             return Some("it has no address in the DNS".to_owned());
         }
         if self.authority.is_empty() {
@@ -63,7 +67,9 @@ impl NameCheck<'_> {
         }
         let (place, records) = self.caa_of(host).await?;
         let allowed = why_forbidden(&records, self.authority, is_pattern)?;
-        Some(format!("the CAA record of {place} allows {allowed} and not this authority"))
+        Some(format!(
+            "the CAA record of {place} allows {allowed} and not this authority"
+        ))
     }
 
     /// The records that count for a name, and where they stand: its own, or those of the next name above that has any
@@ -97,7 +103,17 @@ impl NameCheck<'_> {
 /// Whom the records allow, if not one of these (RFC 8659 §4.2, §4.3).
 fn why_forbidden(records: &[CaaRecord], authority: &[String], is_pattern: bool) -> Option<String> {
     let with = |tag: &'static str| records.iter().filter(move |record| record.tag == tag);
-    let is_unknown = |tag: &str| !["issue", "issuewild", "iodef", "issuemail", "contactemail", "contactphone"].contains(&tag);
+    let is_unknown = |tag: &str| {
+        ![
+            "issue",
+            "issuewild",
+            "iodef",
+            "issuemail",
+            "contactemail",
+            "contactphone",
+        ]
+        .contains(&tag)
+    };
     if let Some(unknown) = records.iter().find(|one| one.is_critical && is_unknown(&one.tag)) {
         let tag: String = unknown.tag.chars().filter(|c| !c.is_control()).take(32).collect();
         return Some(format!("only who understands {tag:?}"));
@@ -138,7 +154,11 @@ mod tests {
             (&["issue ca.example", "issuewild ;"], None, Some("nobody")),
             (&["issuewild other.example"], None, Some("other.example")),
             (&["issue ;", "issuewild ca.example"], Some("nobody"), None),
-            (&["!tbs x"], Some("only who understands \"tbs\""), Some("only who understands \"tbs\"")),
+            (
+                &["!tbs x"],
+                Some("only who understands \"tbs\""),
+                Some("only who understands \"tbs\""),
+            ),
             (&["tbs x"], None, None),
         ] {
             let read: Vec<CaaRecord> = records

@@ -169,6 +169,7 @@ impl App {
     async fn order_certificate(self: &Arc<Self>, client: &AcmeClient, acme: &AcmeConfig, order: DueOrder) {
         let domain = &order.domain;
         let mut names = order.names.clone();
+        self.leave_out(domain, &mut names, &client.unobtainable(&order.names).await);
         while order.is_due_for(&names) && !self.care.authority_rests(now()) {
             if self.unstored.is_full() {
                 let why = "those that were issued for other domains cannot be stored";
@@ -185,15 +186,7 @@ impl App {
                 Ok(issued) => return self.certificate_issued(acme, domain, issued).await,
                 Err(AcmeFailure::Names(refused)) => {
                     let count = names.len();
-                    for RefusedName { name, why, wait } in &refused {
-                        if names.contains(name) {
-                            let until = at(self.care.name_failed(domain, name, why, *wait, now()));
-                            log::warn!(
-                                "domain {domain}: {name} gets no certificate: {why}; it is tried again at {until}"
-                            );
-                        }
-                    }
-                    names.retain(|name| refused.iter().all(|refused| refused.name != *name));
+                    self.leave_out(domain, &mut names, &refused);
                     if names.len() == count {
                         let why = "the authority refuses names that were not asked for";
                         return self.order_failed(domain, why, None);
@@ -203,6 +196,17 @@ impl App {
                 Err(AcmeFailure::Authority { why, .. }) => return self.authority_failed(&why, rests),
             }
         }
+    }
+
+    /// Goes on without the names that are refused.
+    fn leave_out(&self, domain: &str, names: &mut Vec<String>, refused: &[RefusedName]) {
+        for RefusedName { name, why, wait } in refused {
+            if names.contains(name) {
+                let until = at(self.care.name_failed(domain, name, why, *wait, now()));
+                log::warn!("domain {domain}: {name} gets no certificate: {why}; it is tried again at {until}");
+            }
+        }
+        names.retain(|name| refused.iter().all(|refused| refused.name != *name));
     }
 
     fn order_failed(&self, domain: &str, why: &str, wait: Option<Duration>) {
@@ -424,6 +428,7 @@ mod tests {
             profile: None,
             dns: None,
             resolvers: Vec::new(),
+            checks_names: true,
             trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
             challenges: vec![ChallengeKind::Http01],
             key: CertificateKeyKind::EcdsaP256,

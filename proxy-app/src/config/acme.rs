@@ -51,6 +51,8 @@ pub(crate) struct AcmeConfig {
     pub dns: Option<AcmeDns>,
     /// By whom the DNS is asked about names of certificates; none: the system's resolvers.
     pub resolvers: Vec<SocketAddr>,
+    /// Whether names are looked at in the DNS before they are ordered.
+    pub checks_names: bool,
     /// The kind of new keys.
     pub key: CertificateKeyKind,
     /// Which domains get certificates.
@@ -151,6 +153,9 @@ impl ConfigReader {
             let items = self.some_items(node, RESOLVERS).into_iter();
             items.filter_map(|item| item.socket_addr(&mut self.problems)).collect()
         });
+        let checks_names = section
+            .take("check_names")
+            .and_then(|node| node.bool(&mut self.problems));
         let kinds = [
             ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
             ("rsa-2048", CertificateKeyKind::Rsa2048),
@@ -174,6 +179,7 @@ impl ConfigReader {
             challenges,
             dns,
             resolvers: resolvers.unwrap_or_default(),
+            checks_names: checks_names.unwrap_or(true),
             key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
             domains: domains.unwrap_or(AcmeDomains::Marked),
         })
@@ -254,7 +260,7 @@ mod tests {
             (CertificateKeyKind::EcdsaP256, AcmeDomains::Marked)
         );
         assert_eq!(acme.challenges, [ChallengeKind::Http01]);
-        assert!(acme.eab.is_none() && acme.profile.is_none());
+        assert!(acme.eab.is_none() && acme.profile.is_none() && acme.checks_names);
         assert!(load("").unwrap().0.acme.is_none());
         let all = "acme: {directory_url: 'https://ca.test:14000/dir', contact: [a@b.test, 'mailto:c@d.test'], \
                    accept_terms_of_service: true, account_key_file: a.key, key: rsa-2048, domains: all, \

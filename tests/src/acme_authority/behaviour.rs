@@ -57,6 +57,8 @@ pub struct Behaviour {
     pub closes_accounts: bool,
     /// How long each answer takes.
     pub delay: Duration,
+    /// By which names it says to stand in CAA records.
+    pub caa_identities: Vec<String>,
     /// The kinds of certificates that it says to have.
     pub profiles: BTreeSet<String>,
     /// Accounts of its own, with their keys. If there are any, others must be bound to one of them.
@@ -101,6 +103,7 @@ impl Default for Behaviour {
             refused_nonces: 5,
             closes_accounts: false,
             delay: Duration::ZERO,
+            caa_identities: Vec::new(),
             profiles: BTreeSet::new(),
             own_accounts: BTreeMap::new(),
             lie: None,

@@ -112,6 +112,9 @@ impl Ledger {
         if self.behaviour.renewal.is_some() {
             directory["renewalInfo"] = url("renewal-info").into();
         }
+        if !self.behaviour.caa_identities.is_empty() {
+            directory["meta"]["caaIdentities"] = self.behaviour.caa_identities.clone().into();
+        }
         if !self.behaviour.profiles.is_empty() {
             let pages = self.behaviour.profiles.iter();
             let pages = pages.map(|name| (name.clone(), format!("https://authority.test/{name}").into()));
