@@ -30,6 +30,7 @@ pub(crate) mod act;
 pub mod api;
 pub(crate) mod api_error;
 pub(crate) mod caller;
+pub(crate) mod certificate_orders;
 pub(crate) mod console;
 pub(crate) mod domains;
 pub(crate) mod everywhere;

@@ -49,6 +49,7 @@ pub(crate) mod env;
 pub(crate) mod listeners;
 mod moved;
 pub(crate) mod moves;
+mod orders_among_nodes;
 pub(crate) mod plan;
 mod policy;
 pub(crate) mod preview;
@@ -59,6 +60,7 @@ pub(crate) mod state_file;
 pub(crate) mod stored;
 pub(crate) mod throttle;
 mod tickets;
+pub(crate) mod urged_orders;
 pub(crate) mod wanted;
 
 /// The running node, for the code that changes it: it reads its files and its directory again. All other parts get what
@@ -123,6 +125,8 @@ pub(crate) struct App {
     unstored: UnstoredCertificates,
     /// Challenges of the authority that are open.
     challenges: Arc<Challenges>,
+    /// Changes when orders of certificates have ended, for administrators who wait for them.
+    orders_ended: watch::Sender<()>,
     /// Notified when another configuration is in force.
     configured: Notify,
 }
@@ -216,11 +220,13 @@ impl App {
             care: Arc::default(),
             unstored: UnstoredCertificates::default(),
             challenges: Arc::default(),
+            orders_ended: watch::Sender::new(()),
             configured: Notify::new(),
             config: InForce::new(config),
         });
         app.set_policy(&app.config.load_full());
         app.renew_tickets();
+        app.share_challenges();
         app.take_holds(&state);
         app.moves.take_over(state.moves());
         app.applied("started", Vec::new());

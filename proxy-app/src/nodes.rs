@@ -24,6 +24,7 @@ use crate::node::limits::NodeLimits;
 use crate::tls::ticket_keys::TicketKeys;
 use crate::upstream::dns::DnsCache;
 
+mod certificates;
 mod elsewhere;
 mod engine;
 mod guesses;
@@ -35,6 +36,8 @@ mod standing;
 mod tickets;
 mod wire;
 
+use certificates::CertificateTurns;
+pub(crate) use certificates::{AUTHORITY, ChallengeTaker, OrderingNode, SharedChallenge, SharedPause};
 use elsewhere::OtherSessions;
 use engine::{Engine, EngineDialer, Failure};
 use guesses::{Guesses, Listening};
@@ -202,6 +205,8 @@ pub(crate) struct Nodes {
     tickets: Arc<TicketKeys>,
     /// Whether the engine refuses to hold them.
     tickets_denied: AtomicBool,
+    /// Who orders certificates.
+    turns: CertificateTurns,
     /// There is something to tell.
     news: Notify,
     failures: AtomicU64,
@@ -254,6 +259,7 @@ impl Nodes {
             guesses: Mutex::new(Guesses::new(millis(counting.remembered))),
             tickets: counting.tickets,
             tickets_denied: AtomicBool::new(false),
+            turns: CertificateTurns::default(),
             news: Notify::new(),
             failures: AtomicU64::new(0),
             unfit: AtomicU64::new(0),

@@ -3,9 +3,11 @@
 mod acme;
 mod acme_account;
 mod acme_alpn;
+mod acme_command;
 mod acme_dns;
 mod acme_many;
 mod acme_names;
+mod acme_nodes;
 mod acme_renewal;
 mod acme_strict;
 mod admin;

@@ -75,6 +75,17 @@ struct SignedRequest {
 }
 
 impl AccountKey {
+    /// The key in this file, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no such key.
+    pub(crate) fn load(path: &Path) -> Result<Option<Self>, String> {
+        match path.exists() {
+            true => Self::load_or_make(path).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// The key in this file; a new one, for the eyes of this user only, if there is no file.
     ///
     /// # Errors

@@ -27,6 +27,9 @@ const NAMES_KEPT: i64 = 6;
 /// want it of each.
 const ADVISED_PAUSE: i64 = 24 * 60 * 60;
 
+/// How long a node may take to see what another one has stored, in seconds: some of its looks at the directory.
+const UNSEEN: i64 = 120;
+
 /// When the authority is asked about a certificate about which it was never asked: before all others.
 const NEVER: i64 = i64::MIN;
 
@@ -58,6 +61,19 @@ pub(crate) struct DomainCare {
     is_advised: bool,
     /// When a certificate was last got because the authority wanted it.
     followed: Option<i64>,
+    /// When a certificate was last got.
+    got: Option<i64>,
+    /// An administrator wants an order, and it has not ended.
+    urge: Option<OrderUrge>,
+}
+
+/// What an administrator wants at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OrderUrge {
+    /// What is due, without a pause.
+    Request,
+    /// A new certificate, although the one in use is good.
+    Renew,
 }
 
 /// What an authority has said about a certificate.
@@ -198,6 +214,7 @@ impl DomainCare {
         let renews = match current {
             // It is good, and was put there by someone else.
             Some(current) if !current.is_ours => return Err(current.expires),
+            Some(_) if self.urge == Some(OrderUrge::Renew) => now,
             Some(current) => self.renews_at(current),
             None => now,
         };
@@ -320,8 +337,10 @@ impl CertificateCare {
                 next = next.min(care.ask_at(ours));
             }
             match care.due(domain, now) {
+                Ok(order) if care.urge.is_some() => orders.insert(0, order),
                 Ok(order) => orders.push(order),
                 Err(later) => {
+                    care.urge = None;
                     next = next.min(later);
                     // What it was for has come about otherwise, or is no longer wanted.
                     care.order = care.order.filter(|setback| setback.until > now);
@@ -330,7 +349,11 @@ impl CertificateCare {
             state.domains.insert(domain.name.clone(), care);
         }
         match state.authority.as_ref().filter(|setback| setback.until > now) {
-            Some(setback) => (Vec::new(), setback.until),
+            Some(setback) => {
+                let until = setback.until;
+                state.domains.values_mut().for_each(|care| care.urge = None);
+                (Vec::new(), until)
+            }
             None => (orders, next),
         }
     }
@@ -379,11 +402,77 @@ impl CertificateCare {
     pub(crate) fn succeeded(&self, domain: &str, names: &[String], now: i64) {
         if let Some(care) = self.0.lock().domains.get_mut(domain) {
             care.order = None;
+            care.got = Some(now);
             if std::mem::take(&mut care.is_advised) {
                 care.followed = Some(now);
             }
             care.names.retain(|name, _| !names.contains(name));
         }
+    }
+
+    /// An administrator wants an order for this domain: no pause holds it up any more. How often it has failed is kept for
+    /// the next pause.
+    pub(crate) fn urge(&self, domain: &str, urge: OrderUrge, now: i64) {
+        let mut state = self.0.lock();
+        let care = state.domains.entry(domain.to_owned()).or_default();
+        care.urge = Some(urge);
+        let pauses = care.names.values_mut().chain(&mut care.order);
+        pauses.for_each(|setback| setback.until = setback.until.min(now));
+        if let Some(setback) = &mut state.authority {
+            setback.until = setback.until.min(now);
+        }
+    }
+
+    /// The order of a domain has ended, in one way or another. Returns whether an administrator waits for that.
+    pub(crate) fn urge_ended(&self, domain: &str) -> bool {
+        let mut state = self.0.lock();
+        let care = state.domains.get_mut(domain);
+        care.is_some_and(|care| care.urge.take().is_some())
+    }
+
+    /// Whether an order that an administrator wants has not ended.
+    pub(crate) fn is_urged(&self, domain: &str) -> bool {
+        let state = self.0.lock();
+        state.domains.get(domain).is_some_and(|care| care.urge.is_some())
+    }
+
+    /// The domains for which there is no order until some time, each with when and why, for a node that orders after this
+    /// one. It tries all names of a domain again when the first of them is due. One that has just got its certificate is
+    /// among them: that node may not see it yet.
+    pub(crate) fn pauses(&self, now: i64) -> Vec<(String, Setback)> {
+        let state = self.0.lock();
+        let mut pauses: Vec<(String, Setback)> = Vec::new();
+        for (domain, care) in &state.domains {
+            let failed = care.names.values().chain(&care.order);
+            let failed = failed.filter(|setback| setback.until > now);
+            let first = failed.min_by_key(|setback| setback.until).cloned();
+            let got = care.got.map(|got| Setback {
+                count: 0,
+                until: got.saturating_add(UNSEEN),
+                why: "it has just got a certificate".to_owned(),
+            });
+            let got = got.filter(|got| got.until > now);
+            pauses.extend(first.or(got).map(|setback| (domain.clone(), setback)));
+        }
+        pauses.sort_by(|(one, _), (other, _)| one.cmp(other));
+        pauses
+    }
+
+    /// Takes over a pause of a node that ordered before, for a domain, or `None`: for the authority.
+    pub(crate) fn take_pause(&self, domain: Option<&str>, pause: Setback) {
+        let mut state = self.0.lock();
+        let own = match domain {
+            Some(domain) => &mut state.domains.entry(domain.to_owned()).or_default().order,
+            None => &mut state.authority,
+        };
+        if own.as_ref().is_none_or(|own| own.until < pause.until) {
+            *own = Some(pause);
+        }
+    }
+
+    /// What is remembered of a domain.
+    pub(crate) fn of(&self, domain: &str) -> DomainCare {
+        self.0.lock().domains.get(domain).cloned().unwrap_or_default()
     }
 
     /// Everything may be tried at once: an administrator has changed something.
@@ -573,6 +662,84 @@ mod tests {
         assert_eq!(care.due(&new, until).0.len(), 1);
         care.authority_answers();
         assert_eq!(care.due(&new, NOW).0.len(), 1);
+    }
+
+    #[test]
+    fn what_an_administrator_wants_waits_for_nothing() {
+        let care = CertificateCare::default();
+        let new = [domain(&["bad", "good"], None)];
+        let _ = care.due(&new, NOW);
+        care.name_failed("a.test", "bad", "no address", None, NOW);
+        care.order_failed("a.test", "no", Some(Duration::from_secs(100_000)), NOW);
+        care.authority_failed("down", None, NOW);
+        assert_eq!(care.due(&new, NOW).0, []);
+        care.urge("a.test", OrderUrge::Request, NOW);
+        assert_eq!(
+            (names(&care, &new[0], NOW), care.is_urged("a.test")),
+            (new[0].hosts.clone(), true)
+        );
+        assert_eq!((care.urge_ended("a.test"), care.urge_ended("a.test")), (true, false));
+        // A good one is renewed because of the word for it only, and with all that it has.
+        let served = domain(&["bad", "good"], Some(current(true, 80, &["good"])));
+        care.succeeded("a.test", &["bad".to_owned(), "good".to_owned()], NOW);
+        let served_all = domain(&["good"], Some(current(true, 80, &["good"])));
+        for (urge, domain, due) in [
+            (OrderUrge::Request, &served_all, &[][..]),
+            (OrderUrge::Renew, &served_all, &["good"]),
+            (OrderUrge::Renew, &served, &["bad", "good"]),
+        ] {
+            care.urge("a.test", urge, NOW);
+            assert_eq!(names(&care, domain, NOW), due, "{urge:?}");
+            let (orders, _) = care.due(std::slice::from_ref(domain), NOW);
+            assert!(orders.iter().all(|order| order.is_due_for(&["good".to_owned()])));
+            care.urge_ended("a.test");
+            assert_eq!(names(&care, &served_all, NOW), [""; 0]);
+        }
+        // What others have put there is theirs.
+        care.urge("a.test", OrderUrge::Renew, NOW);
+        assert_eq!(
+            names(&care, &domain(&["a"], Some(current(false, 80, &["a"]))), NOW),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn the_next_node_waits_as_long_as_the_one_before() {
+        let (before, after) = (CertificateCare::default(), CertificateCare::default());
+        let wanted = ["a.test", "b.test", "c.test"].map(|name| WantedDomain {
+            name: name.to_owned(),
+            ..domain(&["one", "two"], None)
+        });
+        let _ = before.due(&wanted, NOW);
+        let first = before.name_failed("a.test", "one", "no address", None, NOW);
+        before.name_failed("a.test", "two", "no address", Some(Duration::from_secs(100_000)), NOW);
+        before.succeeded("b.test", &["one".to_owned()], NOW);
+        let pauses = before.pauses(NOW);
+        let ends: Vec<_> = pauses
+            .iter()
+            .map(|(domain, pause)| (domain.as_str(), pause.until))
+            .collect();
+        assert_eq!(ends, [("a.test", first), ("b.test", NOW + UNSEEN)]);
+        for (domain, pause) in pauses {
+            after.take_pause(Some(&domain), pause);
+        }
+        let domains = |now: i64| -> Vec<String> {
+            let (orders, _) = after.due(&wanted, now);
+            orders.into_iter().map(|order| order.domain).collect()
+        };
+        assert_eq!(domains(NOW), ["c.test"]);
+        assert_eq!(domains(NOW + UNSEEN), ["b.test", "c.test"]);
+        assert_eq!(domains(first), ["a.test", "b.test", "c.test"]);
+        assert_eq!(before.pauses(NOW + 200_000), []);
+        let authority = Setback::after(
+            None,
+            AUTHORITY_PAUSE,
+            Some(Duration::from_secs(600)),
+            NOW,
+            "down".to_owned(),
+        );
+        after.take_pause(None, authority);
+        assert_eq!(domains(NOW + 599), [""; 0]);
     }
 
     #[test]

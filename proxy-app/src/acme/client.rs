@@ -363,12 +363,17 @@ impl AcmeClient {
         }
         let answer = self.key.key_authorization(&challenge.token);
         let answer = answer.map_err(|error| AcmeFailure::order(error.to_string()))?;
+        let (token, word) = (&challenge.token, kind.word());
         let open: OpenProof = match kind {
-            ChallengeKind::Http01 => Box::new(self.challenges.open(&challenge.token, answer)),
+            ChallengeKind::Http01 => {
+                let open = self.challenges.open(token, answer.clone());
+                Box::new(open.everywhere(token, word, &name, &answer).await)
+            }
             ChallengeKind::TlsAlpn01 => {
                 let context = challenge_context(&name, &answer);
                 let context = context.map_err(|error| AcmeFailure::order(error.to_string()))?;
-                Box::new(self.challenges.open_handshakes(&name, context))
+                let open = self.challenges.open_handshakes(&name, context);
+                Box::new(open.everywhere(token, word, &name, &answer).await)
             }
             ChallengeKind::Dns01 => {
                 let prover = self.prover.as_ref();
@@ -451,6 +456,25 @@ impl AcmeClient {
         if let Some(nonce) = answer.nonce().filter(|_| nonces.len() < NONCES_MAX) {
             nonces.push(nonce);
         }
+    }
+}
+
+/// Looks whether the authority answers, without an account and an order.
+///
+/// # Errors
+/// Why it cannot be used.
+pub(crate) async fn look(config: &AcmeConfig, web: &AuthorityWeb) -> Result<(), String> {
+    let answer = web.ask(Method::GET, &config.directory_url, Vec::new()).await?;
+    let why = |failure: RequestFailure| match failure {
+        RequestFailure::Away { why, .. } => why,
+        RequestFailure::Problem { problem, .. } => problem.reason(),
+    };
+    let directory: AcmeDirectory = read(&done(answer).map_err(why)?)?;
+    match directory.meta.terms_of_service.filter(|_| !config.accepts_terms) {
+        None => Ok(()),
+        Some(terms) => Err(plain(&format!(
+            "acme.accept_terms_of_service is not true; the authority's terms are {terms:?}"
+        ))),
     }
 }
 

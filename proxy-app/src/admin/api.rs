@@ -23,7 +23,10 @@ use crate::admin::caller::{self, guard};
 use crate::admin::everywhere::{self, everywhere};
 use crate::admin::preview::{self, PROPOSAL_MAX};
 use crate::admin::turns::Turns;
-use crate::admin::{act, console, domains, health, holds, move_steps, moves, nodes, route, sessions, taken, throttle};
+use crate::admin::{
+    act, certificate_orders, console, domains, health, holds, move_steps, moves, nodes, route, sessions, taken,
+    throttle,
+};
 use crate::app::env::AdminEnv;
 
 /// Most of a request's body.
@@ -100,6 +103,7 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(health::upstreams))
         .routes(routes!(health::order_upstream))
         .routes(routes!(health::certificates))
+        .routes(routes!(certificate_orders::order))
         .routes(routes!(domains::list))
         .routes(routes!(domains::set_virtual_hosts))
         .routes(routes!(domains::set_certificate, domains::remove_certificate))

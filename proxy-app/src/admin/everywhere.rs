@@ -33,6 +33,9 @@ const ANSWER_MAX: usize = 768 * 1024;
 const SESSIONS: usize = 500;
 /// Longest body that is passed on: no request has a longer one.
 const PASSED_MAX: usize = 64 * 1024;
+/// How long an answer of one node is waited for where that waits for something itself. The process that asks ours waits a
+/// minute.
+const WAITED: Duration = Duration::from_secs(55);
 /// Longest query that is passed on.
 const QUERY_MAX: usize = 4 * 1024;
 
@@ -68,7 +71,7 @@ impl SharedRequest {
 }
 
 /// All of them. A node takes no other request from another one.
-static SHARED: [SharedRequest; 14] = [
+static SHARED: [SharedRequest; 15] = [
     shared(Method::GET, "/v1/sessions"),
     shared(Method::POST, "/v1/sessions/kick"),
     shared(Method::POST, "/v1/sessions/end"),
@@ -83,6 +86,7 @@ static SHARED: [SharedRequest; 14] = [
     shared(Method::POST, "/v1/holds/release"),
     shared(Method::POST, "/v1/drain").on_request(),
     shared(Method::DELETE, "/v1/drain").on_request(),
+    shared(Method::POST, "/v1/certificates/order").waiting().on_request(),
 ];
 
 /// Whether a request is passed on, for the description of the API.
@@ -169,7 +173,10 @@ async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, nex
     let body = body.map_err(|_| ApiError::bad("the body does not come, or is too long"))?;
     let passed = Passed::new(&parts, &query, &body);
     match (is_here, scope.node) {
-        (false, Some(node)) => passed?.to_one(nodes, &node).await,
+        (false, Some(node)) => {
+            let wait = if shared.waits { WAITED } else { ANSWERS };
+            passed?.to_one(nodes, &node, wait).await
+        }
         (true, None) if shared.all => {
             let passed = passed?;
             let here = next.run(Request::from_parts(parts, Body::from(body)));
@@ -185,6 +192,20 @@ async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, nex
     }
 }
 
+/// The answer of another node to a request of [`SHARED`] without a query.
+pub(crate) async fn answer_of(nodes: &Nodes, node: &str, path: &str, body: &Value) -> Result<Value, ApiError> {
+    ask_one(nodes, node, (&format!("POST {path}?"), body), WAITED).await
+}
+
+async fn ask_one(nodes: &Nodes, node: &str, (verb, body): (&str, &Value), wait: Duration) -> Result<Value, ApiError> {
+    let said = nodes.order(Some(node), verb, body, wait).await;
+    // In an upgrade two processes are one node: the younger one counts.
+    let said = said.into_iter().next_back();
+    let said = said.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("no node {node} is known")))?;
+    let failed = |why| ApiError::new(StatusCode::BAD_GATEWAY, format!("{node}: {why}"));
+    said.answer.map_err(failed)
+}
+
 impl Passed {
     fn new(parts: &Parts, query: &str, body: &[u8]) -> Result<Self, ApiError> {
         let body = match body.is_empty() {
@@ -198,15 +219,9 @@ impl Passed {
     }
 
     /// The answer of one node in the place of ours.
-    async fn to_one(&self, nodes: &Nodes, node: &str) -> Result<Response, ApiError> {
-        let said = nodes.order(Some(node), &self.verb, &self.body, ANSWERS).await;
-        // In an upgrade two processes are one node: the younger one counts.
-        let said = said.into_iter().next_back();
-        let said = said.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("no node {node} is known")))?;
-        match said.answer {
-            Ok(answer) => Ok(axum::Json(answer).into_response()),
-            Err(why) => Err(ApiError::new(StatusCode::BAD_GATEWAY, format!("{node}: {why}"))),
-        }
+    async fn to_one(&self, nodes: &Nodes, node: &str, wait: Duration) -> Result<Response, ApiError> {
+        let answer = ask_one(nodes, node, (&self.verb, &self.body), wait).await?;
+        Ok(axum::Json(answer).into_response())
     }
 
     /// Our answer, with those of the others. What this node refuses is not passed on.

@@ -17,6 +17,7 @@ use crate::admin::{act, scrape};
 use crate::app::acme_orders::at;
 use crate::app::certificates as in_use;
 use crate::app::env::AdminEnv;
+use crate::nodes::OrderingNode;
 use crate::tls::certificate::CertKey;
 use crate::upstream::groups::{self, Health};
 
@@ -194,6 +195,10 @@ pub(crate) struct Certificates {
     pub orders: Vec<CertificateOrders>,
     /// Why the ACME authority cannot be used, if it cannot.
     pub authority: Option<FailedOrder>,
+    /// The node that orders for all, where nodes know of each other (`shared_state`) and one does. What has failed is known
+    /// there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_by: Option<String>,
 }
 
 /// A domain for which the ACME authority is asked.
@@ -276,6 +281,11 @@ pub(crate) async fn certificates(State(env): State<Arc<AdminEnv>>) -> Json<Certi
         certificates,
         orders: cared_for.into_iter().map(CertificateOrders::new).collect(),
         authority: authority.map(FailedOrder::new),
+        ordered_by: env.nodes.as_ref().and_then(|nodes| match nodes.ordering_node() {
+            OrderingNode::This => Some(nodes.name().to_owned()),
+            OrderingNode::Other(node) => Some(node),
+            OrderingNode::Nobody => None,
+        }),
     })
 }
 

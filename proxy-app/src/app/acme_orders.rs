@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use mail_directory::{Entry, System, View, attributes as a, names};
+use tokio::sync::watch;
 
 use crate::acme::account_key::AccountKey;
 use crate::acme::care::{CertificateCare, DueOrder, WantedDomain};
@@ -39,19 +40,27 @@ const WHO: &str = "acme";
 impl App {
     /// Orders certificates when they are due, until it is dropped. An order that has begun is then given up.
     pub(crate) async fn follow_certificates(self: Arc<Self>) {
+        let mut turns = self.nodes.as_ref().map(|nodes| nodes.turns());
+        let mut ordered = false;
         loop {
-            let next = self.order_certificates().await;
+            let next = self.order_certificates(&mut ordered).await;
+            self.orders_ended.send_replace(());
             let pause = next.saturating_sub(now()).clamp(1, LONGEST_PAUSE);
             tokio::select! {
                 () = self.configured.notified() => {}
+                () = turned(&mut turns) => {}
                 () = tokio::time::sleep(Duration::from_secs(pause.unsigned_abs())) => {}
             }
         }
     }
 
-    /// Makes the orders that are due. Returns when to look again, in seconds since 1970.
-    async fn order_certificates(self: &Arc<Self>) -> i64 {
-        let Some(acme) = self.config.load().acme.clone() else {
+    /// Makes the orders that are due, unless another node does. Returns when to look again, in seconds since 1970.
+    /// `ordered` is whether this node was the one at the last look.
+    async fn order_certificates(self: &Arc<Self>, ordered: &mut bool) -> i64 {
+        let acme = self.config.load().acme.clone();
+        let nodes = self.nodes.iter();
+        nodes.for_each(|nodes| nodes.takes_part_in_orders(acme.is_some()));
+        let Some(acme) = acme else {
             self.unstored.retain(|_| false, now());
             return self.care.due(&[], now()).1;
         };
@@ -61,11 +70,39 @@ impl App {
         };
         let names: HashSet<&str> = wanted.iter().map(|domain| domain.name.as_str()).collect();
         self.unstored.retain(|domain| names.contains(domain), now());
-        let (mut orders, _) = self.care.due(&wanted, now());
+        let orders_here = self.orders_certificates();
+        match (std::mem::replace(ordered, orders_here), orders_here) {
+            (false, true) => self.take_pauses().await,
+            // The next one knows what has failed since.
+            (true, false) => self.care.forget_failures(),
+            _ => {}
+        }
+        let (mut orders, next) = self.care.due(&wanted, now());
+        if !orders_here {
+            // What an administrator wants of this very node does not wait for the engine.
+            orders.retain(|order| self.care.is_urged(&order.domain));
+            if orders.is_empty() {
+                return next;
+            }
+        }
+        let next = self.make_orders(&acme, &wanted, orders).await;
+        if orders_here {
+            self.keep_pauses().await;
+        }
+        next
+    }
+
+    /// Makes these orders; without any, those that the authority wants.
+    async fn make_orders(
+        self: &Arc<Self>,
+        acme: &AcmeConfig,
+        wanted: &[WantedDomain],
+        mut orders: Vec<DueOrder>,
+    ) -> i64 {
         if orders.is_empty() {
             // No order that is due waits for a service that may be slow.
-            self.ask_for_advice(&acme, &wanted).await;
-            let (advised, next) = self.care.due(&wanted, now());
+            self.ask_for_advice(acme, wanted).await;
+            let (advised, next) = self.care.due(wanted, now());
             if advised.is_empty() {
                 return next;
             }
@@ -75,22 +112,30 @@ impl App {
         let mut unissued = Vec::new();
         for order in orders {
             match self.unstored.take(&order, &acme.directory_url, now()) {
-                Some(issued) => self.certificate_issued(&acme, &order.domain, issued).await,
+                Some(issued) => {
+                    self.certificate_issued(acme, &order.domain, issued).await;
+                    self.order_ended(&order.domain);
+                }
                 None => unissued.push(order),
             }
         }
         if unissued.is_empty() {
             return now();
         }
-        match self.acme_client(&acme).await {
+        match self.acme_client(acme).await {
             Ok(client) => {
-                let (client, acme) = (&client, &acme);
+                let client = &client;
                 let each = futures_util::stream::iter(unissued);
-                let ordered = each.for_each_concurrent(AT_ONCE, |order| self.order_certificate(client, acme, order));
+                let ordered = each.for_each_concurrent(AT_ONCE, |order| async move {
+                    let domain = order.domain.clone();
+                    self.order_certificate(client, acme, order).await;
+                    self.order_ended(&domain);
+                });
                 ordered.await;
             }
             Err(AcmeFailure::Authority { why, wait }) => {
                 self.authority_failed(&why, self.care.authority_failed(&why, wait, now()));
+                unissued.iter().for_each(|order| self.order_ended(&order.domain));
             }
             Err(AcmeFailure::Order { .. } | AcmeFailure::Names(_)) => {}
         }
@@ -144,7 +189,14 @@ impl App {
         }
     }
 
-    fn authority_web(&self, acme: &AcmeConfig) -> AuthorityWeb {
+    /// An administrator may wait for it.
+    fn order_ended(&self, domain: &str) {
+        if self.care.urge_ended(domain) {
+            self.orders_ended.send_replace(());
+        }
+    }
+
+    pub(super) fn authority_web(&self, acme: &AcmeConfig) -> AuthorityWeb {
         AuthorityWeb {
             dns: self.dns.clone(),
             trust: acme.trust.clone(),
@@ -284,8 +336,19 @@ impl App {
     }
 }
 
+/// Another node orders from now on, or this one.
+async fn turned(turns: &mut Option<watch::Receiver<bool>>) {
+    let turn = match turns {
+        Some(turns) => turns.changed().await,
+        None => std::future::pending().await,
+    };
+    if turn.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// What a domain is to have, if it is one for this client.
-fn wanted(acme: &AcmeConfig, system: &System, store: &CertStore, domain: &View<'_>) -> Option<WantedDomain> {
+pub(super) fn wanted(acme: &AcmeConfig, system: &System, store: &CertStore, domain: &View<'_>) -> Option<WantedDomain> {
     let is_marked = match domain.choice(&a::PORTICO_ACME) {
         "" => acme.domains == AcmeDomains::All,
         word => word == "on",
@@ -360,7 +423,7 @@ fn told(error: ProvisionError) -> String {
 }
 
 /// Seconds since 1970.
-fn now() -> i64 {
+pub(super) fn now() -> i64 {
     Timestamp::now().as_second()
 }
 
@@ -370,7 +433,7 @@ pub(crate) fn at(seconds: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use super::*;
@@ -417,9 +480,9 @@ mod tests {
         assert_eq!(domains, ["b.test"]);
     }
 
-    /// What is wanted of a domain with these values, where the store has found this fault.
-    fn wanted_of(values: &[(&str, Vec<String>)], fault: Option<&str>) -> WantedDomain {
-        let acme = AcmeConfig {
+    /// An authority for all domains.
+    pub(in crate::app) fn acme() -> AcmeConfig {
+        AcmeConfig {
             directory_url: "https://ca.test/dir".to_owned(),
             contact: Vec::new(),
             accepts_terms: true,
@@ -433,7 +496,12 @@ mod tests {
             challenges: vec![ChallengeKind::Http01],
             key: CertificateKeyKind::EcdsaP256,
             domains: AcmeDomains::All,
-        };
+        }
+    }
+
+    /// What is wanted of a domain with these values, where the store has found this fault.
+    fn wanted_of(values: &[(&str, Vec<String>)], fault: Option<&str>) -> WantedDomain {
+        let acme = acme();
         let mut domain = Entry::new("a.test");
         for (attribute, values) in values {
             domain.set(attribute, values.clone());

@@ -19,6 +19,7 @@ use crate::admin::sessions::{
     DirectoryWay, DrainOrder, Drained, Generations, Kick, OneSession, SessionList, Status, TicketKeyState,
 };
 use crate::cli::asking::{ApiArgs, Lines, encoded, path_with, print, printable, table};
+use crate::cli::certificate::CertificateVerb;
 use crate::cli::moves::ServerVerb;
 use crate::cli::nodes::{self, Everywhere, NodesVerb, Output, ScopeArgs};
 use crate::cli::users::{UsersAnswer, UsersVerb};
@@ -141,6 +142,15 @@ pub(crate) enum NodeVerb {
         #[allow(missing_docs)]
         api: ApiArgs,
     },
+    /// Order certificates of the ACME authority, without waiting until they are due.
+    Certificate {
+        /// What to do.
+        #[command(subcommand)]
+        verb: CertificateVerb,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        api: ApiArgs,
+    },
     /// Show the latest login attempts, mail and web, and with --follow new ones as they happen.
     Logins(LoginsArgs),
 }
@@ -236,6 +246,7 @@ pub(crate) fn run(verb: NodeVerb, conf: &Path) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         match verb {
             NodeVerb::Logins(logins) => logins.run(conf).await,
+            NodeVerb::Certificate { verb, api } => verb.run(&api, conf).await.map(drop),
             NodeVerb::Users {
                 verb: UsersVerb::Move { accounts, how },
                 api,
@@ -360,7 +371,7 @@ async fn ask(verb: NodeVerb, conf: &Path) -> anyhow::Result<Output> {
             api.show(&answer, certificates)
         }
         // It prints as it goes.
-        NodeVerb::Logins(_) | NodeVerb::Server { .. } => Ok(String::new()),
+        NodeVerb::Logins(_) | NodeVerb::Server { .. } | NodeVerb::Certificate { .. } => Ok(String::new()),
     };
     text.map(Output::from)
 }
@@ -727,6 +738,9 @@ fn certificates(answer: &Certificates) -> String {
         let again = again.map_or(String::new(), |again| format!("; again at {again}"));
         let _fits = writeln!(out, "{}", printable(&format!("{what}: {why}{again}")));
     };
+    if let Some(node) = &answer.ordered_by {
+        line("ordered by", node, None);
+    }
     if let Some(failed) = &answer.authority {
         line("ACME authority", &failed.why, Some(&failed.again));
     }

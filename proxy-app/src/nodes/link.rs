@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::certificates::CHALLENGES;
 use super::engine::{Engine, Failure, Message, QUEUE, words};
 use super::sessions::Change;
 use super::wire::{self, Beat, Order, Reply};
@@ -122,6 +123,7 @@ impl Nodes {
         self.catch_up(engine, local).await?;
         self.follow_sessions(engine).await?;
         self.share_tickets(engine).await?;
+        let _its_node_has_been_told = self.read_challenges(engine).await?;
         let mut state = self.state.lock();
         state.engine = Some(engine.clone());
         state.with_engine = Standing::Joined {
@@ -139,9 +141,11 @@ impl Nodes {
         self.read_guesses(engine).await?;
         self.follow_sessions(engine).await?;
         self.share_new_tickets(engine).await?;
+        self.look_at_turns(engine).await?;
         if catch_up {
             self.catch_up(engine, local).await?;
             self.share_tickets(engine).await?;
+            let _its_node_has_been_told = self.read_challenges(engine).await?;
         }
         Ok(())
     }
@@ -277,7 +281,7 @@ impl Nodes {
         tokio::spawn(async move {
             let answer = match place {
                 Err(_) => Err("it has too much to do".to_owned()),
-                Ok(_place) => timeout(LONGEST_ACT, local.act(&order.node, &order.verb, order.body))
+                Ok(_place) => timeout(LONGEST_ACT, nodes.carry_out(&engine, &local, &order))
                     .await
                     .unwrap_or_else(|_| Err("it took too long".to_owned())),
             };
@@ -294,10 +298,27 @@ impl Nodes {
         });
     }
 
+    async fn carry_out(
+        &self,
+        engine: &Engine,
+        local: &Arc<dyn Local>,
+        order: &Order,
+    ) -> Result<serde_json::Value, String> {
+        if order.verb == CHALLENGES {
+            let answered = self
+                .read_challenges(engine)
+                .await
+                .map_err(|failure| failure.to_string())?;
+            return answered.map(|()| serde_json::Value::Null);
+        }
+        local.act(&order.node, &order.verb, order.body.clone()).await
+    }
+
     /// From here on this node is alone.
     fn alone(&self, failure: &Failure, news: &News) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.forget_sessions();
+        self.lose_turns();
         let mut state = self.state.lock();
         state.engine = None;
         let since = match &state.with_engine {

@@ -45,6 +45,21 @@ impl Names<'_> {
         format!("{{{}}}:tickets:{life}", self.0)
     }
 
+    /// Who orders certificates when: a hash, by turn.
+    pub(super) fn turns(&self) -> String {
+        format!("{{{}}}:acme:turns", self.0)
+    }
+
+    /// Challenges of an ACME authority that are open: a hash, by token.
+    pub(super) fn challenges(&self) -> String {
+        format!("{{{}}}:acme:challenges", self.0)
+    }
+
+    /// What has failed of orders of certificates: a hash, by domain.
+    pub(super) fn pauses(&self) -> String {
+        format!("{{{}}}:acme:pauses", self.0)
+    }
+
     /// The sessions of a run: a hash.
     pub(super) fn sessions(&self, run: &str) -> String {
         format!("{{{}}}:sessions:{run}", self.0)

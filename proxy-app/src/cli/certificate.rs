@@ -1,0 +1,92 @@
+//! `portico certificate`: orders certificates of the ACME authority.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use hyper::Method;
+
+use crate::admin::certificate_orders::{CertificateOrdered, CertificateRequestOrder};
+use crate::cli::asking::{ApiArgs, print, printable};
+
+/// What can be done about a certificate.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertificateVerb {
+    /// Order the certificate of a domain now, though a pause after failures has not passed.
+    Request {
+        /// The domain, or one of its virtual host names.
+        name: String,
+        /// Only say what would be ordered; the authority gets no order.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Order a new certificate for a domain, though the one in use is good.
+    Renew {
+        /// The domain, or one of its virtual host names.
+        name: String,
+        /// Only say what would be ordered; the authority gets no order.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+impl CertificateVerb {
+    /// Orders, and prints what has become of it.
+    ///
+    /// # Errors
+    /// No process answers, it refuses the request, or there is no certificate.
+    pub(super) async fn run(self, api: &ApiArgs, conf: &Path) -> anyhow::Result<ExitCode> {
+        let (name, renew, dry_run) = match self {
+            Self::Request { name, dry_run } => (name, false, dry_run),
+            Self::Renew { name, dry_run } => (name, true, dry_run),
+        };
+        let body = CertificateRequestOrder { name, renew, dry_run };
+        let client = api.client(conf)?;
+        let answer: CertificateOrdered = client.send(Method::POST, "/v1/certificates/order", &body).await?;
+        print(&api.show(&answer, ordered)?)?;
+        anyhow::ensure!(
+            answer.why.is_none(),
+            "{}",
+            printable(&answer.why.clone().unwrap_or_default())
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn ordered(answer: &CertificateOrdered) -> String {
+    let CertificateOrdered { domain, authority, .. } = answer;
+    let first = match answer.state.as_str() {
+        "issued" => format!("domain {domain}: a new certificate is in force"),
+        "failed" => format!("domain {domain}: no new certificate"),
+        "under way" => format!("domain {domain}: the order is under way, portico certificates says what comes of it"),
+        _ => format!("domain {domain}: nothing was ordered; it would be at {authority}"),
+    };
+    let at = answer.node.as_ref().map(|node| format!(" (ordered by {node})"));
+    let mut out = printable(&(first + &at.unwrap_or_default())) + "\n";
+    let mut line = |text: String| {
+        let _fits = writeln!(out, "  {}", printable(&text));
+    };
+    let is_dry = answer.state == "dry run";
+    for name in &answer.names {
+        match (&name.why, is_dry) {
+            (Some(why), true) => line(format!("for {}: {why}", name.name)),
+            (None, true) => line(format!("for {}, at {}", name.name, name.addresses.join(" "))),
+            (_, false) => line(format!("for {}", name.name)),
+        }
+    }
+    for name in &answer.left_out {
+        line(format!("not for {}: {}", name.name, name.why));
+    }
+    for challenge in answer.challenges.iter().filter(|_| is_dry) {
+        match &challenge.why {
+            Some(why) => line(format!("by {}: {why}", challenge.kind)),
+            None => line(format!(
+                "by {}, answered at {}",
+                challenge.kind,
+                challenge.answered_at.join(" ")
+            )),
+        }
+    }
+    out
+}
