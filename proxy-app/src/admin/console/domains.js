@@ -41,6 +41,23 @@ function about(certificate) {
     line("SHA-256", h("span", { class: "mono" }, certificate.fingerprint)));
 }
 
+// What an order of a certificate would be, in lines.
+function planned(plan) {
+  const names = plan.names.map((one) => `for ${one.name}, ${one.why ?? `at ${(one.addresses ?? []).join(" ")}`}`);
+  const out = plan.left_out.map((one) => `not for ${one.name}: ${one.why}`);
+  const ways = plan.challenges.map((one) => `by ${one.kind}, ${one.why ?? `answered at ${one.answered_at.join(" ")}`}`);
+  return [`At ${plan.authority}:`, ...names, ...out, ...ways, ...(plan.why ? [`It would fail: ${plan.why}`] : [])].join("\n");
+}
+
+// What has become of it, and whether that is good.
+function ordered(answer) {
+  const out = answer.left_out.map((one) => `Not for ${one.name}: ${one.why}`);
+  const by = answer.node ? ` It was ordered by ${answer.node}.` : "";
+  if (answer.state === "issued") return [[`The new certificate is in force.${by}`, ...out].join("\n"), out.length > 0 ? "warn" : "good"];
+  if (answer.state === "failed") return [[`No new certificate: ${answer.why}`, ...out].join("\n"), "bad"];
+  return [`The order is under way.${by}`, "warn"];
+}
+
 // The card of a domain. What is being edited in it is lost only when it is saved or cancelled.
 function card(domain, { mayChange, attempt }) {
   const element = h("section", { class: "card domain", "data-domain": domain.name, tabindex: -1 });
@@ -184,6 +201,29 @@ function card(domain, { mayChange, attempt }) {
     return h("details", {}, h("summary", {}, domain.certificate ? "Upload another certificate" : "Upload a certificate"), form);
   }
 
+  // Shows what the authority would be asked for, and has it asked.
+  async function order(button, renew) {
+    said.replaceChildren();
+    const request = (dry) => busy(button, () => send("POST", "/v1/certificates/order", { name: domain.name, renew, dry_run: dry }));
+    try {
+      if (!(await confirmed(`Order a certificate for ${domain.name}?`, planned(await request(true)), "Order it"))) return;
+      const answer = await request(false);
+      const { domains } = await get("/v1/domains", { text: domain.name });
+      domain = domains.find((one) => one.name === domain.name) ?? domain;
+      if (!isUnsaved(element)) draw();
+      said.append(note(...ordered(answer)));
+    } catch (error) {
+      if (error instanceof TypeError) throw error;
+      said.append(note(error.message, "bad"));
+    }
+  }
+
+  function authority() {
+    const renew = domain.certificate?.source === "acme";
+    const button = h("button", { type: "button", class: "small order", click: () => attempt(() => order(button, renew)) }, renew ? "Renew by ACME…" : "Get a certificate by ACME…");
+    return h("div", { class: "row end" }, button);
+  }
+
   function removal() {
     const remove = h("button", {
       type: "button",
@@ -205,7 +245,7 @@ function card(domain, { mayChange, attempt }) {
       h("h3", {}, "Certificate"),
       ...(domain.problem ? [note(`The certificate in the directory cannot be used: ${domain.problem}`, "bad")] : []),
       about(domain.certificate),
-      ...(mayChange ? [upload()] : []),
+      ...(mayChange ? [authority(), upload()] : []),
       ...(mayChange && (domain.certificate || domain.problem) ? [removal()] : []),
     );
   }
