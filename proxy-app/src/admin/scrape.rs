@@ -1,15 +1,19 @@
 //! The metrics for Prometheus: the counters of the node, and what is collected at a scrape.
 
+use std::sync::Arc;
+
 use mail_proxy::Proto;
 
+use crate::acme::care::DomainCare;
 use crate::app::env::AdminEnv;
 use crate::node::diagnostics;
 use crate::node::limits::{LeaseKind, RequestKind};
 use crate::node::metrics::{
-    BUSY, CERTIFICATE, CLOCK, DIRECTORY, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED, NODES, OPEN, READY,
-    REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, TICKET_KEY, UPTIME, set,
+    BUSY, CERTIFICATE, CLOCK, DIRECTORY, FAILING_ORDERS, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED,
+    NODES, OPEN, READY, REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, TICKET_KEY,
+    UPTIME, set,
 };
-use crate::nodes::{Nodes, Standing};
+use crate::nodes::{Nodes, OrderingNode, Standing};
 use crate::tls::TlsState;
 use crate::upstream::groups::Health;
 
@@ -24,6 +28,18 @@ pub(super) fn text(env: &AdminEnv) -> prometheus::Result<String> {
 /// What has been counted, as a line for the next process.
 pub(crate) fn counts(env: &AdminEnv) -> Vec<u8> {
     env.metrics.counts(|read| fill(read, env)).line()
+}
+
+/// Domains of which this node has failed to get a certificate, or one of their names; `None`: it orders none.
+pub(super) fn failing_orders(env: &AdminEnv) -> Option<usize> {
+    env.config.load().acme.as_ref()?;
+    let is_ours = |nodes: &Arc<Nodes>| nodes.ordering_node() == OrderingNode::This;
+    if !env.nodes.as_ref().is_none_or(is_ours) {
+        return None;
+    }
+    let (_, domains) = env.care.all();
+    let has_failed = |(_, care): &&(String, DomainCare)| care.order.is_some() || !care.names.is_empty();
+    Some(domains.iter().filter(has_failed).count())
 }
 
 fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
@@ -79,6 +95,9 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     read.set(&UPTIME, &[], env.started.elapsed().as_secs_f64());
     for (owner, certificate) in env.certificates().all() {
         read.set(&CERTIFICATE, &[&owner], certificate.seconds_left() as f64);
+    }
+    if let Some(failing) = failing_orders(env) {
+        read.set(&FAILING_ORDERS, &[], failing as f64);
     }
     if let Some(age) = env.directory_age() {
         read.set(&DIRECTORY, &[], age.as_secs_f64());

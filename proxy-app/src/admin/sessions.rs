@@ -24,6 +24,7 @@ use crate::admin::caller::Caller;
 use crate::admin::holds::{self, Missing};
 use crate::admin::nodes::SharedState;
 use crate::admin::orders::is_text;
+use crate::admin::scrape;
 use crate::app::changes::Generation;
 use crate::app::env::AdminEnv;
 use crate::app::snapshot::PRODUCT;
@@ -67,6 +68,9 @@ pub(crate) struct Status {
     /// The keys of TLS session tickets.
     #[serde(default)]
     pub ticket_keys: Option<TicketKeyState>,
+    /// Domains of which this node has failed to get a certificate, or one of their names; absent where it orders none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_orders_failing: Option<u64>,
     /// How it stands with the other nodes; absent without `shared_state`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_state: Option<SharedState>,
@@ -166,6 +170,7 @@ pub(crate) async fn status(State(env): State<Arc<AdminEnv>>) -> Json<Status> {
             .into(),
         routes: env.routes.len() as u64,
         ticket_keys: Some(TicketKeyState::of(&env)),
+        certificate_orders_failing: scrape::failing_orders(&env).map(|count| count as u64),
         shared_state: env.nodes.as_deref().map(SharedState::of),
     })
 }

@@ -574,6 +574,10 @@ fn status(answer: &Status) -> String {
     if let Some(keys) = &answer.ticket_keys {
         lines.line("ticket keys", ticket_keys(keys));
     }
+    if let Some(failing) = answer.certificate_orders_failing.filter(|count| *count > 0) {
+        let text = format!("certificates of {failing} domains fail: portico certificates says why");
+        lines.line("renewal", text);
+    }
     if let Some(shared) = &answer.shared_state {
         nodes::shared_state(&mut lines, shared);
     }

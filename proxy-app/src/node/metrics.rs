@@ -182,6 +182,11 @@ pub(crate) const CERTIFICATE: Metric = metric(
     &["certificate"],
     "Time until a certificate expires; negative if it has expired.",
 );
+pub(crate) const FAILING_ORDERS: Metric = metric(
+    "portico_certificate_orders_failing",
+    &[],
+    "Domains whose last order of a certificate has failed.",
+);
 pub(crate) const DIRECTORY: Metric = metric(
     "portico_directory_age_seconds",
     &[],
@@ -265,6 +270,7 @@ pub const ALL: &[&Metric] = &[
     &READY,
     &UPTIME,
     &CERTIFICATE,
+    &FAILING_ORDERS,
     &DIRECTORY,
     &REFUSED_DIRECTORY,
     &SYNC,
@@ -370,6 +376,7 @@ impl Metrics {
             &READY,
             &UPTIME,
             &CERTIFICATE,
+            &FAILING_ORDERS,
             &TICKET_KEY,
             &DIRECTORY,
             &REFUSED_DIRECTORY,
