@@ -32,7 +32,7 @@ pub(crate) struct OrderPlan {
     pub names: Vec<String>,
     /// Those that are not asked for, each with the reason.
     pub barred: Vec<(String, String)>,
-    /// How each name is shown to be controlled, the preferred way first: at which of our listeners, or why at none.
+    /// How each name is shown to be controlled, the preferred way first: at which of our listeners (without any: in the DNS), or why at none.
     pub challenges: Vec<(&'static str, Result<Vec<SocketAddr>, String>)>,
     urge: OrderUrge,
 }
@@ -76,6 +76,9 @@ impl App {
         may_be_ordered(&found, urge)?;
         let listeners = self.listeners.current().listeners;
         let answered_at = |kind: ChallengeKind| {
+            if kind == ChallengeKind::Dns01 {
+                return Ok(Vec::new());
+            }
             let is_tls = kind == ChallengeKind::TlsAlpn01;
             let fits = listeners
                 .iter()

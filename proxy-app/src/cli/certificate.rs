@@ -81,6 +81,7 @@ fn ordered(answer: &CertificateOrdered) -> String {
     for challenge in answer.challenges.iter().filter(|_| is_dry) {
         match &challenge.why {
             Some(why) => line(format!("by {}: {why}", challenge.kind)),
+            None if challenge.answered_at.is_empty() => line(format!("by {}, in the DNS", challenge.kind)),
             None => line(format!(
                 "by {}, answered at {}",
                 challenge.kind,

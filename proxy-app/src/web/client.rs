@@ -199,6 +199,12 @@ impl WebClient {
         self.forget_lines();
     }
 
+    /// A request is over: what was kept for it is not for the next one.
+    pub(crate) fn end_request(&self) {
+        self.taken.store(false, Ordering::Relaxed);
+        self.forget_lines();
+    }
+
     /// The head for which lines were kept is not sent.
     pub(crate) fn forget_lines(&self) {
         *self.answer_lines.lock() = None;

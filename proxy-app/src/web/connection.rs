@@ -10,7 +10,6 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -120,7 +119,7 @@ async fn serve_http1(
             return;
         };
         if let Some(web) = client_in(&carrier) {
-            web.taken.store(false, Ordering::Relaxed);
+            web.end_request();
         }
         let (returned, settings) = reused.consume();
         let Ok(mut ours) = returned.into_any().downcast::<WebStream>() else {
