@@ -131,10 +131,13 @@ impl Challenges {
         let open = self.open.lock();
         let own = open.contexts.get(name).cloned();
         own.or_else(|| {
-            open.lasting().find_map(|one| match &one.answer {
-                OthersAnswer::Handshake(of, context) if of == name => Some(context.clone()),
+            // The node of an older one may have died: the authority asks about the newest.
+            let handshakes = open.lasting().filter_map(|one| match &one.answer {
+                OthersAnswer::Handshake(of, context) if of == name => Some((one.until, context)),
                 _ => None,
-            })
+            });
+            let newest = handshakes.max_by_key(|(until, _)| *until);
+            newest.map(|(_, context)| context.clone())
         })
     }
 }

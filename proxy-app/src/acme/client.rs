@@ -188,10 +188,6 @@ impl AcmeClient {
             let why = format!("acme.accept_terms_of_service is not true; the authority's terms are {terms:?}");
             return Err(AcmeFailure::authority(why));
         }
-        if directory.meta.external_account_required && config.eab.is_none() {
-            let why = "the authority wants an account that is bound to one of its own: set acme.eab";
-            return Err(AcmeFailure::authority(why));
-        }
         if let Some(profile) = &config.profile
             && !directory.meta.profiles.contains_key(profile)
         {
@@ -219,6 +215,15 @@ impl AcmeClient {
         };
         let mut new = json!({"termsOfServiceAgreed": config.accepts_terms, "contact": config.contact});
         let url = client.directory.new_account.clone();
+        let binds = client.directory.meta.external_account_required || config.eab.is_some();
+        if binds && let Some(known) = client.known_account(&url).await? {
+            client.account = known;
+            return Ok(client);
+        }
+        if client.directory.meta.external_account_required && config.eab.is_none() {
+            let why = "the authority wants an account that is bound to one of its own: set acme.eab";
+            return Err(AcmeFailure::authority(why));
+        }
         if let Some(account) = &config.eab {
             let bound = client.key.bound_to(account, &url);
             new["externalAccountBinding"] = bound.map_err(|error| AcmeFailure::authority(error.to_string()))?;
@@ -231,6 +236,16 @@ impl AcmeClient {
         Ok(client)
     }
 
+    /// The account that the key has already (RFC 8555 §7.3.1). What binds a new one may be good once only.
+    async fn known_account(&self, url: &str) -> Result<Option<String>, AcmeFailure> {
+        let asked = json!({"onlyReturnExisting": true});
+        match self.post(SignedBy::Key, url, Some(&asked)).await {
+            Ok(answer) => location(&answer).map(Some).map_err(AcmeFailure::authority),
+            Err(RequestFailure::Problem { problem, .. }) if problem.is("accountDoesNotExist") => Ok(None),
+            Err(error) => Err(RequestFailure::of_account(error)),
+        }
+    }
+
     /// Those of these names for which the authority need not be asked, each with the reason.
     pub(crate) async fn unobtainable(&self, names: &[String]) -> Vec<RefusedName> {
         let Some(resolvers) = &self.resolvers else {
@@ -241,8 +256,13 @@ impl AcmeClient {
             authority: &self.directory.meta.caa_identities,
             kinds: &self.kinds,
         };
-        let refused = check.refused(names).await.into_iter();
-        let refused = refused.map(|(name, why)| RefusedName { name, why, wait: None });
+        // A name that a pattern is good for is not asked for, and needs nothing.
+        let refused = check.refused(&without_covered(names)).await.into_iter();
+        let refused = refused.map(|(name, why)| RefusedName {
+            name,
+            why: plain(&why),
+            wait: None,
+        });
         refused.collect()
     }
 

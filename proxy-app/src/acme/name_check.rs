@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::acme::dns::client::DnsClient;
 use crate::acme::dns::message::{RecordContent, RecordType};
@@ -40,7 +40,8 @@ impl NameCheck<'_> {
     pub(crate) async fn refused(&self, names: &[String]) -> Vec<(String, String)> {
         let each: Vec<_> = names.iter().map(|name| self.why_not(name)).collect();
         let each = futures_util::stream::iter(each).buffered(AT_ONCE);
-        let looked: Vec<Option<String>> = timeout(CHECK_WAIT, each.collect()).await.unwrap_or_default();
+        let in_time = each.take_until(Box::pin(sleep(CHECK_WAIT)));
+        let looked: Vec<Option<String>> = in_time.collect().await;
         let looked = names.iter().zip(looked);
         looked.filter_map(|(name, why)| Some((name.clone(), why?))).collect()
     }

@@ -30,16 +30,19 @@ pub(crate) fn counts(env: &AdminEnv) -> Vec<u8> {
     env.metrics.counts(|read| fill(read, env)).line()
 }
 
-/// Domains of which this node has failed to get a certificate, or one of their names; `None`: it orders none.
+/// Domains of which this node has failed to get a certificate, or one of their names, and at least one while the authority
+/// cannot be used; `None`: it orders none.
 pub(super) fn failing_orders(env: &AdminEnv) -> Option<usize> {
     env.config.load().acme.as_ref()?;
     let is_ours = |nodes: &Arc<Nodes>| nodes.ordering_node() == OrderingNode::This;
     if !env.nodes.as_ref().is_none_or(is_ours) {
         return None;
     }
-    let (_, domains) = env.care.all();
+    let (authority, domains) = env.care.all();
     let has_failed = |(_, care): &&(String, DomainCare)| care.order.is_some() || !care.names.is_empty();
-    Some(domains.iter().filter(has_failed).count())
+    let failed = domains.iter().filter(has_failed).count();
+    // Where the authority cannot be used, no order of any has begun that could fail.
+    Some(failed.max(usize::from(authority.is_some())))
 }
 
 fn fill(read: &ScrapeMetrics, env: &AdminEnv) {

@@ -77,16 +77,18 @@ impl App {
             (true, false) => self.care.forget_failures(),
             _ => {}
         }
-        let (mut orders, next) = self.care.due(&wanted, now());
+        let (mut orders, _) = self.care.due(&wanted, now());
         if !orders_here {
             // What an administrator wants of this very node does not wait for the engine.
             orders.retain(|order| self.care.is_urged(&order.domain));
             if orders.is_empty() {
-                return next;
+                // Until it is this node's turn: what is due is the matter of the one that orders.
+                return i64::MAX;
             }
         }
         let next = self.make_orders(&acme, &wanted, orders).await;
-        if orders_here {
+        // Another one may have taken over meanwhile, and knows more.
+        if orders_here && self.orders_certificates() {
             self.keep_pauses().await;
         }
         next
@@ -128,7 +130,10 @@ impl App {
                 let each = futures_util::stream::iter(unissued);
                 let ordered = each.for_each_concurrent(AT_ONCE, |order| async move {
                     let domain = order.domain.clone();
-                    self.order_certificate(client, acme, order).await;
+                    // Those before it take their time, and another node may order since.
+                    if self.orders_certificates() || self.care.is_urged(&domain) {
+                        self.order_certificate(client, acme, order).await;
+                    }
                     self.order_ended(&domain);
                 });
                 ordered.await;

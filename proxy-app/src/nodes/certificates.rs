@@ -5,9 +5,10 @@
 //! in it. A name that stands is never replaced, so nothing is compared and written in one step, and the engine needs no
 //! scripts (docs/adr/0032-one-node-orders.md).
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -25,8 +26,8 @@ use crate::http::answers::is_token;
 const TURN: u64 = 10_000;
 /// So many milliseconds of a turn are left to a node that has the previous one, and is slow.
 const LATE: u64 = 1_000;
-/// How often it is looked whose turn it is, in milliseconds.
-const LOOK: u64 = 1_000;
+/// How often it is looked whose turn it is.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long the turns outlive the last look, in seconds.
 const TURNS_KEPT: u64 = 60;
 /// Most challenges that are taken from other nodes: some orders with many names each.
@@ -142,6 +143,8 @@ pub(crate) enum OrderingNode {
 /// What this node knows of it.
 pub(super) struct CertificateTurns {
     state: Mutex<TurnState>,
+    /// Held while challenges are read and taken: of two readings the later one counts.
+    reading: tokio::sync::Mutex<()>,
     /// Whether this node orders, as far as it knew at its last look.
     ours: watch::Sender<bool>,
 }
@@ -151,7 +154,8 @@ struct TurnState {
     /// Whether this node is one that may order.
     takes_part: bool,
     known: BTreeMap<u64, TurnHolder>,
-    looked: u64,
+    /// By the clock of this machine: that of another engine may be behind.
+    looked: Option<Instant>,
     /// The log has said that the engine refuses to hold them.
     is_denied: bool,
     taker: Option<Arc<dyn ChallengeTaker>>,
@@ -163,6 +167,7 @@ impl Default for CertificateTurns {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
             ours: watch::Sender::new(false),
         }
     }
@@ -274,10 +279,10 @@ impl Nodes {
         let now = self.time();
         let (takes_part, held) = {
             let mut state = self.turns.state.lock();
-            if now.saturating_sub(state.looked) < LOOK {
+            if state.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
                 return Ok(());
             }
-            state.looked = now;
+            state.looked = Some(Instant::now());
             let held = state.known.values().any(|holder| holder.run == self.run);
             (state.takes_part, held)
         };
@@ -431,6 +436,7 @@ impl Nodes {
         let Some(taker) = self.turns.state.lock().taker.clone() else {
             return Ok(Ok(()));
         };
+        let _one_by_one = self.turns.reading.lock().await;
         let name = self.names().challenges();
         let mut commands = redis::pipe();
         commands.cmd("HGETALL").arg(&name);
@@ -442,11 +448,13 @@ impl Nodes {
         for (field, text) in wire::pairs(answer) {
             match StoredChallenge::read(&field, &text, now) {
                 Some((run, _)) if run == self.run => {}
-                Some((_, challenge)) if open.len() < CHALLENGES_MAX => open.push(challenge),
-                Some(_) => {}
+                Some((_, challenge)) => open.push(challenge),
                 None => old.push(field),
             }
         }
+        // Those of a node that has died are older than those of the one that orders in its place.
+        open.sort_by_key(|challenge| Reverse(challenge.left));
+        open.truncate(CHALLENGES_MAX);
         if !old.is_empty() {
             let mut commands = redis::pipe();
             commands.cmd("HDEL").arg(&name).arg(old);

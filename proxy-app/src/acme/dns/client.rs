@@ -165,7 +165,11 @@ async fn exchange(server: SocketAddr, message: &[u8]) -> Result<DnsAnswer, Strin
         match timeout(ANSWER_WAIT, by_datagram(server, message)).await {
             Ok(Ok(answer)) if answer.is_truncated => {
                 let whole = by_stream(server, message).await?;
-                return answer_to(message, &whole);
+                let answer = answer_to(message, &whole)?;
+                return match answer.is_truncated {
+                    true => Err("its answer is cut off".to_owned()),
+                    false => Ok(answer),
+                };
             }
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => why = error.to_string(),

@@ -175,7 +175,7 @@ pub(crate) fn answer(asked: &[u8], message: &[u8]) -> Option<DnsAnswer> {
     let mut at = HEAD;
     match questions {
         // A server that could not read the message, or does not repeat the zone of an update.
-        0 => {}
+        0 if answer.code != 0 || flags & OPCODE == UPDATE => {}
         1 => {
             let (name, behind) = DnsName::read(message, at)?;
             let (asked_name, asked_behind) = DnsName::read(asked, HEAD)?;

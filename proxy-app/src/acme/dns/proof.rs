@@ -64,6 +64,9 @@ impl DnsProver {
         let name = DnsName::parse(&format!("{LABEL}.{name}"));
         let name = name.ok_or("the name is too long for a record in front of it")?;
         let place = self.resolvers.followed(&name).await?;
+        if !is_plain(&place) {
+            return Err(format!("a CNAME record leads to {place}, where no record is put"));
+        }
         // From here on something may be there, even if this ends early.
         let proof = DnsProof {
             prover: self.clone(),
@@ -199,9 +202,20 @@ impl Drop for DnsProof {
     }
 }
 
+/// Whether a name has nothing in it that a program could take for something else: whoever runs the DNS of a name of
+/// ours says where it leads.
+fn is_plain(place: &DnsName) -> bool {
+    let text = place.to_string();
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    text.bytes().all(is_good) && !text.starts_with('-')
+}
+
 /// Whether a server has the record.
 async fn has(server: SocketAddr, proof: &DnsProof) -> Result<bool, String> {
     let answer = DnsClient::of_server(server).ask(&proof.place, RecordType::Txt).await?;
+    if answer.answers.is_empty() && !answer.is_authoritative {
+        return Err(format!("the name server {server} does not have the zone"));
+    }
     let is_it =
         |content: &RecordContent| matches!(content, RecordContent::Text(text) if *text == proof.value.as_bytes());
     Ok(answer.answers.iter().any(|record| is_it(&record.content)))
