@@ -14,12 +14,12 @@ use pingora::http::ResponseHeader;
 #[derive(Debug, Default)]
 pub(crate) struct HostHeaders {
     headers: Vec<(HeaderName, HeaderValue)>,
-    lines: Option<Lines>,
+    lines: Option<HostLines>,
 }
 
 /// The same as lines.
 #[derive(Debug)]
-struct Lines {
+struct HostLines {
     over_tls: Bytes,
     /// Without `Strict-Transport-Security`: any machine on the way could have added it (RFC 6797 §7.2).
     in_clear: Bytes,
@@ -32,7 +32,7 @@ impl HostHeaders {
         headers.retain(|(name, _)| known.insert(name.clone()));
         // The lines of others must be known to whoever sends the head: codings, lengths, rules for caches.
         let apart = headers.iter().all(|(name, _)| is_for_browsers(name));
-        let lines = apart.then(|| Lines {
+        let lines = apart.then(|| HostLines {
             over_tls: lines(&headers, |_| true),
             in_clear: lines(&headers, |name| name != STRICT_TRANSPORT_SECURITY),
         });
