@@ -48,7 +48,7 @@ impl CertificateVerb {
         anyhow::ensure!(
             answer.why.is_none(),
             "{}",
-            printable(&answer.why.clone().unwrap_or_default())
+            printable(&answer.why.unwrap_or_default())
         );
         Ok(ExitCode::SUCCESS)
     }

@@ -351,7 +351,7 @@ impl Nodes {
     /// The engine is away: what was written there may be gone, and this node says again when it orders.
     pub(super) fn lose_turns(&self) {
         self.turns.state.lock().written = None;
-        self.turns.ours.send_if_modified(|ours| std::mem::take(ours));
+        self.turns.ours.send_if_modified(std::mem::take);
     }
 
     /// Lets another node order at once.
@@ -560,7 +560,7 @@ mod tests {
             (run.as_str(), challenge.token.as_str(), challenge.left.as_secs()),
             ("us", token, 1)
         );
-        let text = String::from_utf8(good.clone()).unwrap();
+        let text = String::from_utf8(good).unwrap();
         for (token, text) in [
             ("../x", text.clone()),
             ("", text.clone()),
