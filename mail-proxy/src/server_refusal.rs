@@ -25,6 +25,17 @@ pub enum Refusal {
     Broken(&'static str),
 }
 
+impl Refusal {
+    /// The same of a server that was asked for a mechanism that it does not list: it has not seen the token, and what it
+    /// says of the mechanism must not tell that the account exists.
+    pub(crate) fn of_unlisted(self) -> Self {
+        match self {
+            Self::Text(_) => Self::BadCredentials,
+            other => other,
+        }
+    }
+}
+
 /// Servers older than RFC 5530 only have words. The text is in lower case.
 pub(crate) fn says_bad_credentials(text: &str) -> bool {
     const WORDS: [&str; 17] = [

@@ -282,7 +282,7 @@ impl Introduction {
                 let mechanism = self.mechanism(has).unwrap_or(self.credentials.mechanism);
                 match mechanism {
                     Mechanism::XZimbra => {
-                        let owner = self.credentials.authenticating_as.as_deref().unwrap_or(name);
+                        let owner = self.credentials.authenticating_as.as_deref().unwrap_or(&self.login);
                         sasl::encode_plain(name, owner, token.expose())
                     }
                     _ => sasl::encode_token(mechanism, name, token.expose()),

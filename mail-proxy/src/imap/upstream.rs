@@ -329,6 +329,11 @@ impl ImapDialogue {
         by.filter(|_| must || can.login_disabled || self.intro.credentials.prefer_sasl())
     }
 
+    /// Whether the server has been asked for a mechanism that it does not list, and nothing more.
+    fn is_unlisted(&self) -> bool {
+        self.state == State::Message && self.mechanism() == Some(Mechanism::XZimbra)
+    }
+
     /// Why no password may be said to this server, by its own list.
     fn forbids(&self) -> Option<&'static str> {
         let can = self.can();
@@ -459,7 +464,9 @@ impl ImapDialogue {
                 return None;
             }
             Condition::Ok => broken("OK before the password was said"),
+            Condition::No if self.is_unlisted() => UpstreamStep::Refused(refusal(text).of_unlisted()),
             Condition::No => UpstreamStep::Refused(refusal(text)),
+            _ if self.is_unlisted() => UpstreamStep::Refused(Refusal::BadCredentials),
             _ => broken(NOT_UNDERSTOOD),
         })
     }

@@ -111,6 +111,9 @@ impl UpstreamDialect for Pop3Dialogue {
             (State::User, Indicator::Ok) => self.say_password(out),
             (State::Message, Indicator::Invitation) => self.say_message(out),
             (State::Answer, Indicator::Ok) => Some(self.accepted(line)),
+            (State::Message, Indicator::Err) if self.intro.mechanism(self.mechanisms) == Some(Mechanism::XZimbra) => {
+                Some(UpstreamStep::Refused(refusal(line).of_unlisted()))
+            }
             (State::User | State::Message | State::Answer, Indicator::Err) => {
                 Some(UpstreamStep::Refused(refusal(self.refused.as_deref().unwrap_or(line))))
             }
