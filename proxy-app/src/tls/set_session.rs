@@ -6,31 +6,37 @@
 
 use foreign_types::ForeignTypeRef;
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnectorBuilder, SslContextRef, SslRef, SslSession};
+use openssl::ssl::{SslRef, SslSession};
 
-/// Which context something belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SessionsContext(usize);
+/// A session, and the context in which it began.
+#[derive(Clone)]
+pub(super) struct OwnSession {
+    session: SslSession,
+    context: usize,
+}
 
-impl SessionsContext {
-    /// That which is being built.
-    pub(super) fn of_builder(builder: &SslConnectorBuilder) -> Self {
-        Self(builder.as_ptr() as usize)
-    }
-
-    fn of(context: &SslContextRef) -> Self {
-        Self(context.as_ptr() as usize)
+impl OwnSession {
+    /// One that this handshake has brought.
+    pub(super) fn of(ssl: &SslRef, session: SslSession) -> Self {
+        let context = context(ssl);
+        Self { session, context }
     }
 }
 
-/// Offers a session that began in this context, where the handshake is of it, too; else nothing happens.
+/// Which context a handshake is of.
+fn context(ssl: &SslRef) -> usize {
+    ssl.ssl_context().as_ptr() as usize
+}
+
+/// Offers a session, where it began in the context of this handshake; else nothing happens. The handshake must not have
+/// begun.
 ///
 /// # Errors
 /// The TLS library does not take it.
-pub(super) fn offer(ssl: &mut SslRef, session: &SslSession, of: SessionsContext) -> Result<(), ErrorStack> {
-    if SessionsContext::of(ssl.ssl_context()) != of {
+pub(super) fn offer(ssl: &mut SslRef, own: &OwnSession) -> Result<(), ErrorStack> {
+    if context(ssl) != own.context {
         return Ok(());
     }
-    // SAFETY: the session came from a handshake of this context, and so is this one.
-    unsafe { ssl.set_session(session) }
+    // SAFETY: both are of one context, by the comparison. A session holds nothing of a context that is gone.
+    unsafe { ssl.set_session(&own.session) }
 }

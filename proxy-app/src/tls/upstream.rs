@@ -143,12 +143,14 @@ impl UpstreamTrust {
             name: name.into(),
             verified: verify,
         };
-        self.sessions.offer(&mut ssl, session)?;
+        let offered = self.sessions.offer(&mut ssl, session)?;
         let mut stream = SslStream::new(ssl, stream)?;
         match Pin::new(&mut stream).connect().await {
-            Ok(()) => Ok(stream),
+            Ok(()) => {
+                offered.succeeded();
+                Ok(stream)
+            }
             Err(error) => {
-                self.sessions.forget(stream.ssl());
                 let refusal = format!("its certificate is not good for {name}");
                 Err(explain(stream.ssl(), error, &refusal))
             }
