@@ -226,7 +226,10 @@ impl App {
     async fn order_certificate(self: &Arc<Self>, client: &AcmeClient, acme: &AcmeConfig, order: DueOrder) {
         let domain = &order.domain;
         let mut names = order.names.clone();
-        self.leave_out(domain, &mut names, &client.unobtainable(&order.names).await);
+        let mut refused = client.unobtainable(&order.names).await;
+        // What our resolvers say takes no name away that has a certificate: there the authority decides.
+        refused.retain(|refused| !order.covered.contains(&refused.name));
+        self.leave_out(domain, &mut names, &refused);
         while order.is_due_for(&names) && !self.care.authority_rests(now()) {
             if self.unstored.is_full() {
                 let why = "those that were issued for other domains cannot be stored";

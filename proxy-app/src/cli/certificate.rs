@@ -45,11 +45,7 @@ impl CertificateVerb {
         let client = api.client(conf)?;
         let answer: CertificateOrdered = client.send(Method::POST, "/v1/certificates/order", &body).await?;
         print(&api.show(&answer, ordered)?)?;
-        anyhow::ensure!(
-            answer.why.is_none(),
-            "{}",
-            printable(&answer.why.unwrap_or_default())
-        );
+        anyhow::ensure!(answer.why.is_none(), "{}", printable(&answer.why.unwrap_or_default()));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,14 +1,17 @@
 //! Programs of the administrator's own. They are run without a shell; their exit code decides.
 
-use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use parking_lot::Mutex;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Octets of what it says that are kept: the last ones, for the reason of a failure.
 const HEARD: usize = 2048;
@@ -16,6 +19,8 @@ const HEARD: usize = 2048;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long it is listened to when it has failed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A program that runs. When it is dropped, all that it has started ends.
 struct Running(Option<Child>);
@@ -66,8 +71,14 @@ pub(crate) async fn run(words: &[String], variables: &[(&str, &str)], limit: Dur
         .process_group(0)
         .spawn();
     let mut child = child.map_err(|error| format!("{program} cannot be run: {error}"))?;
-    let said = child.stderr.take().map(heard);
+    let errors = child.stderr.take();
     let mut running = Running(Some(child));
+    let said = LastSaid::default();
+    let mut hearing = JoinSet::new();
+    if let Some(errors) = errors {
+        let errors = pipe::Receiver::from_owned_fd(errors.into()).map_err(|error| format!("{program}: {error}"))?;
+        hearing.spawn(hear(errors, said.clone()));
+    }
     let status = running
         .ended(limit)
         .await
@@ -77,26 +88,25 @@ pub(crate) async fn run(words: &[String], variables: &[(&str, &str)], limit: Dur
         None => Err(format!("{program} has not ended within {limit:?}")),
         Some(status) if status.success() => Ok(()),
         Some(status) => {
-            let said = match said {
-                Some(said) => said.await.unwrap_or_default(),
-                None => Vec::new(),
-            };
-            Err(format!("{program}: {status}: {}", last_line(&said)))
+            // What it has left running may hold the pipe open, and has nothing to say.
+            let _all_is_heard = timeout(LAST_WORDS, hearing.join_next()).await;
+            Err(format!("{program}: {status}: {}", last_line(&said.lock())))
         }
     }
 }
 
+/// The last of what a program has said so far.
+type LastSaid = Arc<Mutex<Vec<u8>>>;
+
 /// Reads what it says to the end, and keeps the last of it.
-fn heard(mut errors: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    tokio::task::spawn_blocking(move || {
-        let (mut said, mut buffer) = (Vec::new(), [0; HEARD]);
-        while let Ok(count @ 1..) = errors.read(&mut buffer) {
-            said.extend_from_slice(&buffer[..count]);
-            let more = said.len().saturating_sub(HEARD);
-            said.drain(..more);
-        }
-        said
-    })
+async fn hear(mut errors: pipe::Receiver, said: LastSaid) {
+    let mut buffer = [0; HEARD];
+    while let Ok(count @ 1..) = errors.read(&mut buffer).await {
+        let mut said = said.lock();
+        said.extend_from_slice(&buffer[..count]);
+        let more = said.len().saturating_sub(HEARD);
+        said.drain(..more);
+    }
 }
 
 /// Fit for a log.
@@ -134,5 +144,11 @@ mod tests {
         .await;
         let rubbish = rubbish.unwrap_err();
         assert!(rubbish.ends_with(": [31mred"), "{rubbish}");
+        // What it leaves running holds nobody up.
+        let begun = Instant::now();
+        let left = run_within(&sh("setsid sleep 30 & echo why >&2; exit 1"), 60_000).await;
+        let left = left.unwrap_err();
+        assert!(left.ends_with(": why"), "{left}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     }
 }

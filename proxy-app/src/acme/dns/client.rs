@@ -122,15 +122,21 @@ impl DnsClient {
     /// # Errors
     /// They cannot be found out.
     pub(crate) async fn addresses(&self, host: &DnsName) -> Result<Vec<IpAddr>, String> {
-        let mut addresses = Vec::new();
+        let (mut addresses, mut failure) = (Vec::new(), None);
         for kind in [RecordType::A, RecordType::Aaaa] {
-            let answer = self.ask(host, kind).await?;
-            addresses.extend(answer.answers.into_iter().filter_map(|record| match record.content {
-                RecordContent::Address(address) => Some(address),
-                _ => None,
-            }));
+            match self.ask(host, kind).await {
+                Ok(answer) => addresses.extend(answer.answers.into_iter().filter_map(|record| match record.content {
+                    RecordContent::Address(address) => Some(address),
+                    _ => None,
+                })),
+                Err(why) => failure = Some(why),
+            }
         }
-        Ok(addresses)
+        // Those of one family will do where the other cannot be asked for.
+        match failure.filter(|_| addresses.is_empty()) {
+            Some(why) => Err(why),
+            None => Ok(addresses),
+        }
     }
 
     /// The servers of a zone, at most so many as are asked.
