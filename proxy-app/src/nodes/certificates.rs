@@ -348,10 +348,15 @@ impl Nodes {
             .send_if_modified(|ours| std::mem::replace(ours, is_ours) != is_ours);
     }
 
-    /// The engine is away: what was written there may be gone, and this node says again when it orders.
+    /// The engine is away: what was written there may be gone, and another node may have this turn when it is back. What
+    /// has failed there until then is taken over with the next turn of this node.
     pub(super) fn lose_turns(&self) {
-        self.turns.state.lock().written = None;
-        self.turns.ours.send_if_modified(std::mem::take);
+        {
+            let mut state = self.turns.state.lock();
+            state.written = None;
+            state.known.clear();
+        }
+        self.tell_turn();
     }
 
     /// Lets another node order at once.

@@ -61,7 +61,13 @@ impl From<io::Error> for Failure {
 /// in its way. Other errors say that it does not serve.
 fn refuses(error: &RedisError) -> bool {
     let refusals = error.clone().into_server_errors();
-    let is_refusal = |(_, error): &(usize, ServerError)| ["NOPERM", "ERR", "WRONGTYPE"].contains(&error.code());
+    let is_refusal = |(_, error): &(usize, ServerError)| match error.code() {
+        "NOPERM" | "WRONGTYPE" => true,
+        "ERR" => error
+            .details()
+            .is_some_and(|details| details.starts_with("unknown command")),
+        _ => false,
+    };
     refusals.is_some_and(|errors| errors.iter().all(is_refusal))
 }
 
