@@ -2,7 +2,7 @@
 //!
 //! A library only so that its parts can be tested and fuzzed; the program is `main.rs`.
 // Not `forbid`: taking over a listening socket is unsafe by nature, and so are tickets and sessions of the TLS library.
-// Each stands in a file of its own: listen/sockets.rs, tls/set_session.rs, tls/ticket_method.rs.
+// Each stands in a file of its own: listen/sockets.rs, tls/set_crl.rs, tls/set_session.rs, tls/ticket_method.rs.
 #![deny(unsafe_code)]
 
 mod acme;

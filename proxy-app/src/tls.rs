@@ -28,17 +28,21 @@ use crate::tls::profile::{HANDSHAKE_INFO, HandshakeInfo, InnerProtocol, Profile}
 use crate::tls::ticket_keys::TicketKeys;
 use crate::tls::vhosts::VirtualHosts;
 
+mod asn1_time;
 pub(crate) mod certificate;
 pub(crate) mod certificate_diff;
 pub(crate) mod certificate_store;
 pub(crate) mod ciphers;
 pub(crate) mod client_certs;
 mod contexts;
+mod distinguished_name;
 pub(crate) mod failure;
 pub(crate) mod handshake_counts;
 pub(crate) mod host_headers;
 pub(crate) mod profile;
+pub(crate) mod revocation;
 mod server_sessions;
+mod set_crl;
 mod set_session;
 pub(crate) mod ticket_file;
 pub(crate) mod ticket_keys;

@@ -64,7 +64,7 @@ fn open_tcp(town: &Town, node: &mut Node, _: &mut Directory) -> Result<()> {
     Ok(())
 }
 
-fn tcp(address: SocketAddrV4, line: &str, headers: &str) -> Result<String> {
+pub(crate) fn tcp(address: SocketAddrV4, line: &str, headers: &str) -> Result<String> {
     let stream = std::net::TcpStream::connect(address)?;
     http(
         stream,

@@ -25,6 +25,8 @@ const EVE: &str = "eve@xn--bcher-kva.example";
 
 /// The certificates of clients.
 struct Shown {
+    /// Whose certificates they are.
+    authority: Authority,
     alice: Pair,
     expired: Pair,
     /// Of somebody who has no account.
@@ -65,6 +67,7 @@ fn play_external_with(
                 bob: ca.client_of("bob@a.example", "robert@elsewhere.example")?,
                 short: ca.client("alice")?,
                 eve: ca.client_of("Eve", EVE)?,
+                authority: ca,
             };
             let _first = shown.set(made);
             let password = dir.join("master.password");
@@ -72,7 +75,7 @@ fn play_external_with(
             std::fs::set_permissions(&password, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
             let mail = format!(
                 "{{external: {{authorities: {}, account: [email, cn]}}, master: {{user: {}, password_file: {}}}, max_logins: 20}}",
-                ca.file().display(),
+                dir.join("ca.pem").display(),
                 MASTER.name,
                 password.display()
             );
@@ -334,5 +337,38 @@ fn a_resumed_session_is_that_of_its_certificate() -> Result<()> {
             ensure!(!got.as_ref().is_ok_and(|got| got.answer.contains("a OK")), "{got:?}");
         }
         Ok(())
+    })
+}
+
+/// Alice has lost her laptop.
+#[test]
+fn a_certificate_that_is_taken_back_is_no_login() -> Result<()> {
+    let list = tempfile::NamedTempFile::new()?;
+    let start = |node: &mut Node, _: &mut Directory| {
+        node.tls.push(format!("client_crl_file: {}", list.path().display()));
+    };
+    let nobody = tempfile::tempdir()?;
+    std::fs::write(
+        list.path(),
+        Authority::called("nobody", nobody.path())?.revoking(&[], 1)?,
+    )?;
+    play_external_with(start, |scene, shown| {
+        imaps(scene, &shown.alice)?.imap_ok("a AUTHENTICATE EXTERNAL =")?;
+        std::fs::write(list.path(), shown.authority.revoking(&[&shown.alice], 1)?)?;
+        until("a list in force", SOON, || {
+            Ok(imaps(scene, &shown.alice).is_err().then_some(()))
+        })?;
+        imaps(scene, &shown.bob)?.imap_ok("a AUTHENTICATE EXTERNAL =")?;
+        let mut pop = Wire::clear(scene.town.endpoints.pop3)?;
+        pop.line()?;
+        pop.pop_ok("STLS")?;
+        let alice = scene.town.ca.connector_showing(&shown.alice)?;
+        let shaken = pop.start_tls(&alice, FRONT).and_then(|mut pop| pop.pop_ok("CAPA"));
+        ensure!(shaken.is_err(), "POP3 takes it");
+        until("the reason in the log", SOON, || {
+            Ok(scene.portico.output().contains("certificate revoked").then_some(()))
+        })?;
+        // Her password is still good.
+        scene.login("alice").map(drop)
     })
 }

@@ -60,6 +60,7 @@ mod proxy_protocol;
 mod real_web;
 mod refusals;
 mod returns;
+mod revocation;
 mod scene;
 mod scram;
 mod secrets;

@@ -15,10 +15,11 @@ use openssl::ssl::{
     AlpnError, SslAcceptor, SslAcceptorBuilder, SslConnector, SslConnectorBuilder, SslMethod, select_next_proto,
 };
 use openssl::x509::extension::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName, SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, CrlNumber, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
+    SubjectKeyIdentifier,
 };
 use openssl::x509::store::X509StoreBuilder;
-use openssl::x509::{X509, X509Builder, X509Name};
+use openssl::x509::{X509, X509Builder, X509CrlBuilder, X509Name, X509RevokedBuilder};
 
 const DAY: i64 = 24 * 60 * 60;
 
@@ -155,6 +156,31 @@ impl Authority {
         Ok(tls.build())
     }
 
+    /// Writes a list of the certificates that this authority has taken back (RFC 5280 section 5), good for so many days
+    /// from today.
+    pub fn revoking(&self, gone: &[&Pair], days: i64) -> Result<String> {
+        let now = seconds_since_1970()?;
+        let yesterday = Asn1Time::from_unix(now - DAY)?;
+        let mut list = X509CrlBuilder::new()?;
+        list.set_issuer_name(self.certificate.subject_name())?;
+        list.set_last_update(&*Asn1Time::from_unix(now - 2 * DAY)?)?;
+        list.set_next_update(&*Asn1Time::from_unix(now + days * DAY)?)?;
+        for pair in gone {
+            let mut entry = X509RevokedBuilder::new()?;
+            entry.set_serial_number(X509::from_pem(pair.certificate.as_bytes())?.serial_number())?;
+            entry.set_revocation_date(&yesterday)?;
+            list.add_revoked(entry.build())?;
+        }
+        let any = X509::builder()?;
+        let issuer = AuthorityKeyIdentifier::new()
+            .keyid(true)
+            .build(&any.x509v3_context(Some(&self.certificate), None))?;
+        list.append_extension(issuer)?;
+        list.append_extension(CrlNumber::new(BigNum::from_u32(1)?)?.build()?)?;
+        list.sign(&self.key, MessageDigest::sha256())?;
+        Ok(String::from_utf8(list.build()?.to_pem()?)?)
+    }
+
     fn connector_builder(&self) -> Result<SslConnectorBuilder> {
         let mut tls = SslConnector::builder(SslMethod::tls_client())?;
         let mut store = X509StoreBuilder::new()?;
@@ -270,6 +296,11 @@ impl Pair {
     }
 }
 
+fn seconds_since_1970() -> Result<i64> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok(i64::try_from(now.as_secs())?)
+}
+
 fn p256() -> Result<PKey<Private>> {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
     Ok(PKey::from_ec_key(EcKey::generate(&group)?)?)
@@ -282,9 +313,7 @@ fn common_name(name: &str) -> Result<X509Name> {
 }
 
 fn builder(subject: &X509Name, key: &PKey<Private>, days: i64) -> Result<X509Builder> {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)?
-        .as_secs() as i64;
+    let now = seconds_since_1970()?;
     let mut serial = BigNum::new()?;
     serial.rand(127, MsbOption::MAYBE_ZERO, false)?;
     let mut cert = X509::builder()?;

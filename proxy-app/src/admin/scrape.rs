@@ -10,8 +10,8 @@ use crate::node::diagnostics;
 use crate::node::limits::{LeaseKind, RequestKind};
 use crate::node::metrics::{
     BUSY, CERTIFICATE, CLOCK, DIRECTORY, FAILING_ORDERS, GENERATION, HEALTHY, HELD, HOLDS, KEPT_ROUTES, MEMCACHED,
-    NODES, OPEN, READY, REFUSED_DIRECTORY, RETURNING, ROUTES, SESSIONS, SHARED_STATE, SYNC, ScrapeMetrics, TICKET_KEY,
-    UPTIME, set,
+    NODES, OPEN, READY, REFUSED_DIRECTORY, RETURNING, REVOCATION_LIST, ROUTES, SESSIONS, SHARED_STATE, SYNC,
+    ScrapeMetrics, TICKET_KEY, UPTIME, set,
 };
 use crate::nodes::{Nodes, OrderingNode, Standing};
 use crate::tls::TlsState;
@@ -98,6 +98,11 @@ fn fill(read: &ScrapeMetrics, env: &AdminEnv) {
     read.set(&UPTIME, &[], env.started.elapsed().as_secs_f64());
     for (owner, certificate) in env.certificates().all() {
         read.set(&CERTIFICATE, &[&owner], certificate.seconds_left() as f64);
+    }
+    for list in env.snapshot.load().revoked.facts() {
+        if let Some(left) = list.seconds_left {
+            read.set(&REVOCATION_LIST, &[&list.issuer], left as f64);
+        }
     }
     if let Some(failing) = failing_orders(env) {
         read.set(&FAILING_ORDERS, &[], failing as f64);

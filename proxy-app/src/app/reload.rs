@@ -183,7 +183,8 @@ impl App {
             self.routes.follow_directory(),
             self.routes.clone().keep_fresh(),
             self.end_moved_sessions(),
-            self.follow_locations()
+            self.follow_locations(),
+            self.follow_revocation_lists()
         );
     }
 
@@ -196,12 +197,40 @@ impl App {
         loop {
             tokio::time::sleep(self.config.load().directory.poll).await;
             if let Err(problems) = self.off_the_runtime(look).await {
-                problems
-                    .iter()
-                    .for_each(|problem| log::warn!(target: "proxy_app::list", "{problem}"));
+                log_list(&problems);
                 log::error!("the locations cannot be read; the previous ones stay in force");
             }
         }
+    }
+
+    /// Takes over other lists of revoked certificates as they come, and tells of one that comes to its end.
+    async fn follow_revocation_lists(self: &Arc<Self>) {
+        let look = |app: &Self| {
+            let path = app.config.load().tls.client_crl_file.clone();
+            match app.snapshot.load().revoked.are_current(path.as_deref()) {
+                true => Ok(()),
+                false => app.adopt(None, None, "the lists of revoked certificates changed"),
+            }
+        };
+        let mut over = self.lists_that_are_over();
+        loop {
+            tokio::time::sleep(self.config.load().directory.poll).await;
+            if let Err(problems) = self.off_the_runtime(look).await {
+                log_list(&problems);
+            }
+            let before = std::mem::replace(&mut over, self.lists_that_are_over());
+            for list in over.difference(&before) {
+                log::error!("tls.client_crl_file: {list}");
+            }
+        }
+    }
+
+    fn lists_that_are_over(&self) -> BTreeSet<String> {
+        let lists = self.snapshot.load().revoked.facts();
+        let over = lists
+            .iter()
+            .filter(|list| list.seconds_left.is_some_and(|left| left < 0));
+        over.map(snapshot::is_over).collect()
     }
 
     fn reload_locations(&self, why: &str) -> Result<(), Problems> {
@@ -211,9 +240,7 @@ impl App {
         let warnings = self.locations.reload(&config.web.locations, &snapshot.system)?;
         self.groups
             .adopt(group_inputs(&config, &snapshot), &self.locations.written().groups);
-        warnings
-            .iter()
-            .for_each(|warning| log::warn!(target: "proxy_app::list", "{warning}"));
+        log_list(&warnings);
         log::info!(
             "{} locations are in force ({why})",
             self.locations.table().entries().len()
@@ -235,7 +262,6 @@ impl App {
         }
         report_new(&mut reported, &would.warnings);
         let changes = self.changes(config, &before, system, &would.certificates);
-        self.certificates.store(Arc::new(would.certificates));
         self.locations.adopt(system);
         let group_inputs = group_inputs(config, &would.snapshot);
         self.groups.adopt(group_inputs, &self.locations.written().groups);
@@ -243,6 +269,8 @@ impl App {
         if !Arc::ptr_eq(config, &self.config.load_full()) {
             self.set_policy(config);
         }
+        // One behind the other: the rules of handshakes are compared with those of requests.
+        self.certificates.store(Arc::new(would.certificates));
         self.snapshot.store(Arc::new(would.snapshot));
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());
@@ -385,15 +413,20 @@ pub(crate) struct Reloaded {
 
 impl Reloaded {
     pub(crate) fn log(&self) {
-        for problem in self.problems.iter() {
-            log::warn!(target: "proxy_app::list", "{problem}");
-        }
+        log_list(&self.problems);
         if !self.needs_upgrade.is_empty() {
             log::warn!("node file: needs an upgrade: {}", self.needs_upgrade.join(", "));
         }
         if self.problems.has_errors() {
             log::error!("not everything could be read again; what cannot be used changes nothing");
         }
+    }
+}
+
+/// Each problem on a line of its own.
+fn log_list(problems: &Problems) {
+    for problem in problems.iter() {
+        log::warn!(target: "proxy_app::list", "{problem}");
     }
 }
 

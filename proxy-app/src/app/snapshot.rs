@@ -23,9 +23,11 @@ use crate::config::{Config, Source};
 use crate::http::compression;
 use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::ciphers::CipherList;
+use crate::tls::client_certs::ClientCerts;
 use crate::tls::profile::Profile;
+use crate::tls::revocation::{ListFacts, RevocationLists};
 use crate::tls::upstream::UpstreamTrust;
-use crate::tls::vhosts::{VirtualHost, VirtualHosts};
+use crate::tls::vhosts::{VirtualHost, VirtualHosts, warn_without_list};
 use crate::tls::{Acceptors, TlsPolicy, TlsState};
 use crate::upstream::connect::MailTransport;
 use crate::upstream::dns::{DnsCache, IpMode};
@@ -51,6 +53,8 @@ pub(crate) struct Snapshot {
     pub throttle: ThrottleSettings,
     /// How web requests are handled.
     pub web: WebPolicy,
+    /// What authorities of clients have taken back.
+    pub revoked: Arc<RevocationLists>,
     /// TLS towards clients.
     pub acceptors: Arc<Acceptors>,
     /// Sockets and TLS for mail sessions.
@@ -125,11 +129,13 @@ pub(crate) fn build(
     let mut problems = Problems::new();
     let node = system.node(&config.node);
     let old_vhosts = before.map(|before| before.web.vhosts.as_ref());
-    let vhosts = Arc::new(VirtualHosts::build(&system, &config.node, old_vhosts, &mut problems));
+    let revoked = revocation_lists(config, before, &mut problems);
+    let vhosts = VirtualHosts::build(&system, &config.node, &revoked, old_vhosts, &mut problems);
+    let vhosts = Arc::new(vhosts);
     open_directory(config, &mut problems);
     let mut store = cert_store(config, &system, &node, &certificates.load(), &mut problems);
     store.vhosts = Some(vhosts.clone());
-    store.mail_certs = config.mail.external.clone().filter(|_| config.mail.master.is_some());
+    store.mail_certs = mail_rules(config, &revoked, &mut problems);
     let policy = tls_policy(&node, &vhosts, &mut problems);
     let old_acceptors = before.map(|before| before.acceptors.clone());
     let state = old_acceptors.as_ref().map(|acceptors| acceptors.state().clone());
@@ -146,6 +152,7 @@ pub(crate) fn build(
     let snapshot = Snapshot {
         throttle,
         generation: before.map_or(1, |before| before.generation + 1),
+        revoked,
         mail: Arc::new(mail),
         login_deadline: config.mail.login_deadline,
         imap_starttls: starttls(&node, &a::REVERSE_PROXY_IMAP_START_TLS_MODE),
@@ -184,6 +191,49 @@ pub(crate) fn build(
         certificates: store,
         warnings: problems,
     })
+}
+
+/// The lists of `tls.client_crl_file`: read again where the file has changed, the previous ones where it cannot be used.
+fn revocation_lists(config: &Config, before: Option<&Snapshot>, problems: &mut Problems) -> Arc<RevocationLists> {
+    const KEY: &str = "tls.client_crl_file";
+    let path = config.tls.client_crl_file.as_deref();
+    let before = before.map(|before| &before.revoked);
+    let lists = match (path, before) {
+        (None, _) => Arc::default(),
+        (Some(path), Some(before)) if before.are_current(Some(path)) => before.clone(),
+        (Some(path), before) => match (RevocationLists::read(path), before.filter(|before| before.are_of(path))) {
+            (Ok(lists), _) => Arc::new(lists),
+            (Err(error), Some(before)) => {
+                let message = format!("{}: {error}; the previous lists stay in force", path.display());
+                problems.push(warning(KEY.to_owned(), message));
+                Arc::new(before.kept(path))
+            }
+            (Err(error), None) => {
+                problems.push(problem(KEY, format!("{}: {error}", path.display())));
+                Arc::default()
+            }
+        },
+    };
+    for list in lists.facts() {
+        if list.seconds_left.is_some_and(|left| left < 0) {
+            problems.push(warning(KEY.to_owned(), is_over(&list)));
+        }
+    }
+    lists
+}
+
+/// What it means that a list is over.
+pub(crate) fn is_over(list: &ListFacts) -> String {
+    let issuer = &list.issuer;
+    format!("the list of {issuer} is over: no certificate of this authority is good before a newer list is there")
+}
+
+/// The rules of mail listeners for certificates of clients, where they are logins.
+fn mail_rules(config: &Config, revoked: &Arc<RevocationLists>, problems: &mut Problems) -> Option<Arc<ClientCerts>> {
+    let rules = config.mail.external.clone().filter(|_| config.mail.master.is_some())?;
+    let rules = rules.as_ref().clone().with_lists(revoked);
+    warn_without_list(&rules, problems);
+    Some(Arc::new(rules))
 }
 
 type TlsParts = (Arc<Acceptors>, Arc<UpstreamTrust>);

@@ -31,6 +31,8 @@ pub(crate) struct TlsConfig {
     pub upstream_own: Option<(PathBuf, PathBuf)>,
     /// Oldest version of TLS that is spoken with servers.
     pub upstream_min_version: SslVersion,
+    /// Lists of what authorities of clients have taken back.
+    pub client_crl_file: Option<PathBuf>,
     /// Keys of session tickets that an administrator distributes.
     pub ticket_keys_file: Option<PathBuf>,
     /// How long a key of others makes tickets.
@@ -45,6 +47,7 @@ impl Default for TlsConfig {
             upstream_verify: true,
             upstream_own: None,
             upstream_min_version: OLDEST_UPSTREAM,
+            client_crl_file: None,
             ticket_keys_file: None,
             ticket_key_life: LIFE,
         }
@@ -78,6 +81,9 @@ impl ConfigReader {
         {
             config.upstream_verify = verify;
         }
+        config.client_crl_file = section
+            .take("client_crl_file")
+            .and_then(|node| node.path_buf(&mut self.problems));
         config.ticket_keys_file = section.take("ticket_keys_file").and_then(|node| self.ticket_keys(node));
         self.duration(&mut section, "ticket_key_life", &mut config.ticket_key_life);
         if !LIVES.contains(&config.ticket_key_life) {

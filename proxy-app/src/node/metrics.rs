@@ -182,6 +182,11 @@ pub(crate) const CERTIFICATE: Metric = metric(
     &["certificate"],
     "Time until a certificate expires; negative if it has expired.",
 );
+pub(crate) const REVOCATION_LIST: Metric = metric(
+    "portico_revocation_list_expiry_seconds",
+    &["issuer"],
+    "Time until a newer list of revoked client certificates must be there; negative if it should be already.",
+);
 pub(crate) const FAILING_ORDERS: Metric = metric(
     "portico_certificate_orders_failing",
     &[],
@@ -270,6 +275,7 @@ pub const ALL: &[&Metric] = &[
     &READY,
     &UPTIME,
     &CERTIFICATE,
+    &REVOCATION_LIST,
     &FAILING_ORDERS,
     &DIRECTORY,
     &REFUSED_DIRECTORY,
@@ -376,6 +382,7 @@ impl Metrics {
             &READY,
             &UPTIME,
             &CERTIFICATE,
+            &REVOCATION_LIST,
             &FAILING_ORDERS,
             &TICKET_KEY,
             &DIRECTORY,

@@ -12,6 +12,7 @@ use openssl::sha::Sha256;
 use openssl::ssl::SslContext;
 use openssl::x509::{X509, X509VerifyResult};
 
+use super::asn1_time::{seconds_between, seconds_until};
 use crate::tls::client_certs::ClientCerts;
 use crate::tls::contexts::Contexts;
 use crate::tls::profile::{InnerProtocol, Profile};
@@ -20,7 +21,6 @@ use crate::tls::tickets::TicketScope;
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;
 /// Seconds of a day.
-const DAY: i64 = 86_400;
 
 /// A certificate, its chain and its key, checked to belong together.
 pub(crate) struct CertKey {
@@ -189,15 +189,12 @@ impl CertKey {
 
     /// Seconds until it expires; negative if it has.
     pub(crate) fn seconds_left(&self) -> i64 {
-        let now = Asn1Time::days_from_now(0);
-        let left = now.and_then(|now| now.diff(self.leaf.not_after()));
-        left.map_or(0, |left| i64::from(left.days) * DAY + i64::from(left.secs))
+        seconds_until(self.leaf.not_after()).unwrap_or(0)
     }
 
     /// Seconds from the begin of its time to its end.
     pub(crate) fn lifetime(&self) -> i64 {
-        let life = self.leaf.not_before().diff(self.leaf.not_after());
-        life.map_or(0, |life| i64::from(life.days) * DAY + i64::from(life.secs))
+        seconds_between(self.leaf.not_before(), self.leaf.not_after()).unwrap_or(0)
     }
 
     /// The certificate itself.

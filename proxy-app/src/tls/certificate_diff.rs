@@ -266,7 +266,7 @@ mod tests {
         let mut domain = Entry::new("a.test");
         domain.set("zimbraVirtualHostname", names.iter().copied());
         let system = System::new(config, [], [domain], []);
-        let vhosts = VirtualHosts::build(&system, "proxy", None, &mut Problems::new());
+        let vhosts = VirtualHosts::build(&system, "proxy", &Arc::default(), None, &mut Problems::new());
         store.vhosts = Some(Arc::new(vhosts));
         store
     }

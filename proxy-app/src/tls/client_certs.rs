@@ -15,8 +15,14 @@ use openssl::nid::Nid;
 use openssl::sha::Sha256;
 use openssl::ssl::{SslContextBuilder, SslRef, SslVerifyMode};
 use openssl::x509::store::X509StoreBuilder;
-use openssl::x509::{X509, X509NameRef, X509Ref};
+use openssl::x509::verify::X509VerifyFlags;
+use openssl::x509::{X509, X509Ref, X509StoreContextRef, X509VerifyResult};
+use openssl_sys::X509_V_ERR_UNABLE_TO_GET_CRL;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+
+use super::distinguished_name::name;
+use super::revocation::RevocationLists;
+use super::set_crl;
 
 /// Most authorities in one list: their names are all sent in the handshake, which has 16 KiB for them.
 const AUTHORITIES_MAX: usize = 64;
@@ -25,8 +31,6 @@ const MAIL_DEPTH: u32 = 10;
 /// Longest certificate that is passed on, encoded: Jetty takes 8 KiB for all headers of a request together, and some
 /// room must be left for the others.
 const CERTIFICATE_MAX: usize = 6 * 1024;
-/// Longest name that is passed on.
-const NAME_MAX: usize = 1024;
 
 /// Whether a virtual host asks for certificates (`zimbraReverseProxyClientCertMode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,7 @@ pub(crate) struct ClientCerts {
     authorities: Vec<X509>,
     depth: u32,
     names: Vec<NameSource>,
+    revoked: Arc<RevocationLists>,
 }
 
 /// Where in a certificate the address of its account is looked for.
@@ -130,7 +135,36 @@ impl ClientCerts {
             authorities,
             depth,
             names: Vec::new(),
+            revoked: Arc::default(),
         }
+    }
+
+    /// The same rules, but what these lists have is no longer good.
+    pub(crate) fn with_lists(self, revoked: &Arc<RevocationLists>) -> Self {
+        let own = Self::of(self.mode, self.authorities, self.depth);
+        let (names, revoked) = (self.names, revoked.clone());
+        if own.mode == CertMode::Off || revoked.lists().is_empty() {
+            return Self { names, ..own };
+        }
+        let mut hash = Sha256::new();
+        hash.update(own.id.octets());
+        hash.update(revoked.digest());
+        let id = PolicyId(hash.finish());
+        Self {
+            id,
+            names,
+            revoked,
+            ..own
+        }
+    }
+
+    /// Authorities of which there is no list, though there are lists.
+    pub(crate) fn without_list(&self) -> Vec<String> {
+        if self.revoked.lists().is_empty() {
+            return Vec::new();
+        }
+        let without = self.authorities.iter().filter(|one| !self.revoked.has_one_of(one));
+        without.map(|authority| name(authority.subject_name()).0).collect()
     }
 
     /// The rules of mail listeners: a client may show a certificate, which then names its account.
@@ -174,6 +208,12 @@ impl ClientCerts {
             store.add_cert(authority.clone())?;
             context.add_client_ca(authority)?;
         }
+        for list in self.revoked.lists() {
+            set_crl::add(&mut store, list)?;
+        }
+        if !self.revoked.lists().is_empty() {
+            store.set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)?;
+        }
         context.set_cert_store(store.build());
         Ok(())
     }
@@ -201,8 +241,21 @@ impl ClientCerts {
             CertMode::On => SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
         };
         ssl.param_mut().set_depth(i32::try_from(self.depth).unwrap_or(i32::MAX));
-        ssl.set_verify(verify);
+        match self.revoked.lists().is_empty() {
+            true => ssl.set_verify(verify),
+            false => ssl.set_verify_callback(verify, may_lack_list),
+        }
     }
+}
+
+/// Goes on where an authority has no list at all: lists of one domain's authority must not shut out the clients of
+/// all others. One that is over is not good enough.
+fn may_lack_list(is_good: bool, context: &mut X509StoreContextRef) -> bool {
+    if !is_good && context.error().as_raw() == X509_V_ERR_UNABLE_TO_GET_CRL {
+        context.set_error(X509VerifyResult::OK);
+        return true;
+    }
+    is_good
 }
 
 impl NameSource {
@@ -301,55 +354,6 @@ impl PresentedCert {
     }
 }
 
-/// A name as RFC 4514 writes it: the last part first, `,` between them. Only printable ASCII is left as it is, so
-/// that nothing in it can end a header or a log line. Parts beyond the limit are left out; the second value says
-/// whether there were none.
-fn name(name: &X509NameRef) -> (String, bool) {
-    let mut parts: Vec<String> = name
-        .entries()
-        .map(|entry| {
-            let object = entry.object();
-            let key = object
-                .nid()
-                .short_name()
-                .map_or_else(|_| object.to_string(), str::to_owned);
-            let value = entry.data();
-            let value = value
-                .to_string()
-                .unwrap_or_else(|_| String::from_utf8_lossy(value.as_slice()).into_owned());
-            format!("{key}={}", escaped(&value))
-        })
-        .collect();
-    parts.reverse();
-    let mut text = String::new();
-    for part in parts {
-        if text.len() + part.len() > NAME_MAX {
-            return (text, false);
-        }
-        if !text.is_empty() {
-            text.push(',');
-        }
-        text.push_str(&part);
-    }
-    (text, true)
-}
-
-/// RFC 4514 §2.4.
-fn escaped(value: &str) -> String {
-    let mut text = String::new();
-    let last = value.len().saturating_sub(1);
-    for (at, byte) in value.bytes().enumerate() {
-        let edge = (byte == b' ' && (at == 0 || at == last)) || (byte == b'#' && at == 0);
-        match byte {
-            b'"' | b'+' | b',' | b';' | b'<' | b'>' | b'\\' | b'=' => drop(write!(text, "\\{}", char::from(byte))),
-            _ if edge => drop(write!(text, "\\{}", char::from(byte))),
-            b' '..=b'~' => text.push(char::from(byte)),
-            _ => drop(write!(text, "\\{byte:02X}")),
-        }
-    }
-    text
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -417,21 +421,6 @@ pub(crate) mod tests {
             ClientCerts::of_mail("", vec![email]),
             Err(RulesError::NoAuthority)
         ));
-    }
-
-    #[test]
-    fn names_cannot_leave_their_place() {
-        let mut builder = X509Name::builder().unwrap();
-        builder.append_entry_by_text("C", "IT").unwrap();
-        builder.append_entry_by_text("O", "Rossi, Bianchi + \"Figli\"").unwrap();
-        builder.append_entry_by_nid(Nid::COMMONNAME, " Zoë\r\nX: y ").unwrap();
-        assert_eq!(
-            name(&builder.build()).0,
-            r#"CN=\ Zo\C3\AB\0D\0AX: y\ ,O=Rossi\, Bianchi \+ \"Figli\",C=IT"#
-        );
-        assert_eq!(escaped("#1"), r"\#1");
-        assert_eq!(escaped("a=b\0"), r"a\=b\00");
-        assert_eq!(escaped(""), "");
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Uri};
-use mail_directory::yaml::{Problem, Problems, Severity};
+use mail_directory::yaml::{Problem, Problems, Severity, warning};
 use mail_directory::{System, View, attributes as a, names};
 
 use crate::tls::client_certs::{CertMode, ClientCerts, PolicyId};
 use crate::tls::host_headers::HostHeaders;
+use crate::tls::revocation::RevocationLists;
 
 /// A domain as its web users see it; or the settings where no domain has the requested name.
 #[derive(Debug)]
@@ -84,9 +85,18 @@ impl Refusal {
 impl VirtualHosts {
     /// The virtual hosts of a directory, for the node of this name. A value that cannot be used is left out with a
     /// warning; client certificate rules that cannot be used stay as they were in `before`, or admit no client.
-    pub(crate) fn build(system: &System, node_name: &str, before: Option<&Self>, problems: &mut Problems) -> Self {
+    pub(crate) fn build(
+        system: &System,
+        node_name: &str,
+        revoked: &Arc<RevocationLists>,
+        before: Option<&Self>,
+        problems: &mut Problems,
+    ) -> Self {
         let node = system.node(node_name);
-        let mut policies = Policies::default();
+        let mut policies = Policies {
+            known: HashMap::new(),
+            revoked,
+        };
         let other = {
             let before = before.map(|vhosts| vhosts.other.client_certs.clone());
             let client_certs = policies.of(&node, "the node", before, Severity::Error, problems);
@@ -209,10 +219,12 @@ impl VirtualHosts {
 }
 
 /// Equal rules are one object, so that a thousand domains that inherit one list of authorities hold it once.
-#[derive(Default)]
-struct Policies(HashMap<PolicyId, Arc<ClientCerts>>);
+struct Policies<'a> {
+    known: HashMap<PolicyId, Arc<ClientCerts>>,
+    revoked: &'a Arc<RevocationLists>,
+}
 
-impl Policies {
+impl Policies<'_> {
     fn of(
         &mut self,
         entry: &View<'_>,
@@ -243,8 +255,23 @@ impl Policies {
             });
             kept.map_or_else(|| ClientCerts::refuse_all(mode), |kept| (*kept).clone())
         });
-        let shared = self.0.entry(policy.id()).or_insert_with(|| Arc::new(policy));
+        let policy = policy.with_lists(self.revoked);
+        let shared = self.known.entry(policy.id()).or_insert_with(|| {
+            warn_without_list(&policy, problems);
+            Arc::new(policy)
+        });
         shared.clone()
+    }
+}
+
+/// Warns of authorities of which there is no list, where there are lists.
+pub(crate) fn warn_without_list(rules: &ClientCerts, problems: &mut Problems) {
+    for name in rules.without_list() {
+        let message = format!("it has no list of {name}: none of its certificates counts as revoked");
+        let missing = warning("tls.client_crl_file".to_owned(), message);
+        if !problems.iter().any(|known| *known == missing) {
+            problems.push(missing);
+        }
     }
 }
 
@@ -429,7 +456,7 @@ mod tests {
         let system = System::new(entry("config", config), [entry("proxy.test", &[])], domains, []);
         let mut problems = Problems::new();
         (
-            VirtualHosts::build(&system, "proxy.test", None, &mut problems),
+            VirtualHosts::build(&system, "proxy.test", &Arc::default(), None, &mut problems),
             problems,
         )
     }
@@ -587,10 +614,22 @@ mod tests {
         domains[0].set("zimbraReverseProxyClientCertMode", ["on"]);
         domains[0].set("zimbraReverseProxyClientCertCA", [AUTHORITY]);
         let mut problems = Problems::new();
-        let good = VirtualHosts::build(&system(domains.clone()), "proxy.test", None, &mut problems);
+        let good = VirtualHosts::build(
+            &system(domains.clone()),
+            "proxy.test",
+            &Arc::default(),
+            None,
+            &mut problems,
+        );
         assert!(problems.is_empty(), "{problems}");
         domains[0].set("zimbraReverseProxyClientCertCA", ["no certificate"]);
-        let broken = VirtualHosts::build(&system(domains), "proxy.test", Some(&good), &mut problems);
+        let broken = VirtualHosts::build(
+            &system(domains),
+            "proxy.test",
+            &Arc::default(),
+            Some(&good),
+            &mut problems,
+        );
         assert!(problems.to_string().contains("stay in use"), "{problems}");
         assert_eq!(broken.rules(), good.rules());
         assert!(!good.rules().is_empty());
