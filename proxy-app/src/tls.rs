@@ -25,6 +25,7 @@ use crate::tls::client_certs::{CertMode, ClientCertificate, ClientCerts, PolicyI
 use crate::tls::failure::explain;
 use crate::tls::handshake_counts::HandshakeCounts;
 use crate::tls::profile::{HANDSHAKE_INFO, HandshakeInfo, InnerProtocol, Profile};
+use crate::tls::record_reader::RecordReader;
 use crate::tls::ticket_keys::TicketKeys;
 use crate::tls::vhosts::VirtualHosts;
 
@@ -40,6 +41,7 @@ pub(crate) mod failure;
 pub(crate) mod handshake_counts;
 pub(crate) mod host_headers;
 pub(crate) mod profile;
+pub(crate) mod record_reader;
 pub(crate) mod revocation;
 mod server_sessions;
 mod set_crl;
@@ -50,6 +52,9 @@ mod ticket_method;
 mod tickets;
 pub(crate) mod upstream;
 pub(crate) mod vhosts;
+
+/// TLS with a client.
+pub(crate) type ClientTls<S> = SslStream<RecordReader<S>>;
 
 /// How the log says that a client's certificate is refused.
 pub(crate) const REFUSAL: &str = "its certificate is not good";
@@ -132,7 +137,7 @@ impl Acceptors {
         inner: InnerProtocol,
         local: IpAddr,
         stream: S,
-    ) -> io::Result<SslStream<S>> {
+    ) -> io::Result<ClientTls<S>> {
         let mut ssl = Ssl::new(&self.context)?;
         let info = HandshakeInfo {
             inner,
@@ -142,7 +147,7 @@ impl Acceptors {
             scope: None,
         };
         ssl.set_ex_data(*HANDSHAKE_INFO, info);
-        let mut stream = SslStream::new(ssl, stream)?;
+        let mut stream = SslStream::new(ssl, RecordReader::new(stream))?;
         match Pin::new(&mut stream).accept().await {
             Ok(()) => {
                 self.state.handshakes.count(inner, stream.ssl().session_reused());

@@ -20,7 +20,6 @@ use route_cache::lookup_server::serve_lookup;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_openssl::SslStream;
 
 use crate::acme::challenges::Challenges;
 use crate::app::env::ListenEnv;
@@ -35,8 +34,8 @@ use crate::node::connections::{ConnectionGuard, Session};
 use crate::node::limits::{ConnectionKind, HeldUntilLogin, Limit, Permit};
 use crate::node::metrics::Refused;
 use crate::node::refusals::{Reason, RefusedConnection};
-use crate::tls;
 use crate::tls::profile::InnerProtocol;
+use crate::tls::{self, ClientTls};
 use crate::web::client::{ForwardedValues, SeenUser, WebClient};
 use crate::web::connection;
 use crate::web::phases::Web;
@@ -526,7 +525,7 @@ fn reason_of(limit: Limit) -> Refused {
 /// How the handshake of a web connection has ended.
 enum WebHandshake {
     /// Requests may follow.
-    Done(SslStream<TcpStream>),
+    Done(ClientTls<TcpStream>),
     /// The client speaks clear text, and was answered 400.
     ClearText,
     /// It was an authority that looks for the certificate of a challenge, and has seen it.

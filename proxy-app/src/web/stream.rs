@@ -22,7 +22,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tokio_openssl::SslStream;
 
 use crate::app::env::WebEnv;
 use crate::http::behind::RequestBody;
@@ -30,6 +29,7 @@ use crate::http::frames::Frames;
 use crate::http::streams::Streams;
 use crate::node::limits::AnswerCounter;
 use crate::node::refusals::Reason;
+use crate::tls::ClientTls;
 use crate::upstream::gathered::Gathered;
 use crate::web::client::{AnswerLines, FAREWELL, WebClient, client_in, note_refusal};
 use crate::web::read_ahead::{ClientReading, UNSENT};
@@ -45,7 +45,7 @@ pub(crate) enum Channel {
     /// Clear text.
     Plain(TcpStream),
     /// TLS
-    Tls(SslStream<TcpStream>),
+    Tls(ClientTls<TcpStream>),
 }
 
 /// A web connection with the traits that Pingora needs.
@@ -82,7 +82,10 @@ impl WebStream {
     pub(crate) fn new(channel: Channel, client: WebClient) -> pingora::Result<Self> {
         let (tcp, h2) = match &channel {
             Channel::Plain(tcp) => (tcp, false),
-            Channel::Tls(tls) => (tls.get_ref(), tls.ssl().selected_alpn_protocol() == Some(b"h2")),
+            Channel::Tls(tls) => (
+                tls.get_ref().stream(),
+                tls.ssl().selected_alpn_protocol() == Some(b"h2"),
+            ),
         };
         let fd = tcp.as_raw_fd();
         let _where_the_system_can = SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT);
@@ -379,7 +382,7 @@ impl AsyncWrite for WebStream {
             let cut = client_in(&self.carrier).is_some_and(|web| web.cut_short.load(Ordering::Relaxed));
             ready!(match &mut self.channel {
                 Channel::Plain(io) => Pin::new(io).poll_shutdown(cx),
-                Channel::Tls(io) if cut => Pin::new(io.get_mut()).poll_shutdown(cx),
+                Channel::Tls(io) if cut => Pin::new(io.get_mut().stream_mut()).poll_shutdown(cx),
                 Channel::Tls(io) => Pin::new(io).poll_shutdown(cx),
             })?;
         }
