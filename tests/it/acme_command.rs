@@ -208,17 +208,8 @@ fn change(scene: &Scene, rounds: usize, sessions: &mut [Wire]) -> Result<Vec<Vec
         done(&scene.portico, &["certificate", "renew", DOMAIN])?;
         shown_since.push(shown(scene.town.endpoints.imaps, MAIL)?.to_der()?);
         let pair = scene.town.ca.server(&["mail.a.example"])?;
-        let [certificate, key] =
-            [&pair.certificate_file, &pair.key_file].map(|file| format!("file:{}", file.display()));
-        let words = [
-            "md",
-            "a.example",
-            "zimbraSSLCertificate",
-            &certificate,
-            "zimbraSSLPrivateKey",
-            &key,
-        ];
-        prov(&scene.portico, &words)?;
+        let words = pair.words_of_domain("a.example");
+        prov(&scene.portico, &words.each_ref().map(String::as_str))?;
         for wire in &mut *sessions {
             wire.imap_ok("n NOOP")?;
         }

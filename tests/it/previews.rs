@@ -295,17 +295,8 @@ fn keys_are_not_in_an_answer() -> Result<()> {
         |_, _, _| Ok(()),
         |scene| {
             let pair = scene.town.ca.server(&["mail.a.example", "imap.a.example"])?;
-            let file = |path: &Path| format!("file:{}", path.display());
-            let (certificate, key) = (file(&pair.certificate_file), file(&pair.key_file));
-            let words = [
-                "md",
-                "a.example",
-                "zimbraSSLCertificate",
-                &certificate,
-                "zimbraSSLPrivateKey",
-                &key,
-            ];
-            let text = foreseen(scene, &words)?;
+            let words = pair.words_of_domain("a.example");
+            let text = foreseen(scene, &words.each_ref().map(String::as_str))?;
             ensure!(
                 text.contains("mail.a.example: web and mail clients get its own certificate"),
                 "{text}"

@@ -263,6 +263,21 @@ impl Authority {
 }
 
 impl Pair {
+    /// The words of `portico prov` that give a domain this certificate and its key.
+    pub fn words_of_domain(&self, domain: &str) -> [String; 6] {
+        let [certificate, key] =
+            [&self.certificate_file, &self.key_file].map(|file| format!("file:{}", file.display()));
+        let words = [
+            "md",
+            domain,
+            "zimbraSSLCertificate",
+            &certificate,
+            "zimbraSSLPrivateKey",
+            &key,
+        ];
+        words.map(str::to_owned)
+    }
+
     /// A server's side of TLS with this certificate.
     pub fn acceptor(&self) -> Result<SslAcceptor> {
         Ok(self.acceptor_builder()?.build())
