@@ -133,6 +133,8 @@ fn other_node(env: &AdminEnv, caller: &Caller) -> Result<Option<String>, ApiErro
             conflict(format!("{node} orders certificates, and not this node"))
         }
         (OrderingNode::Other(node), _) => Ok(Some(node)),
+        // The engine holds no turns, so this node's order meets no other one.
+        (OrderingNode::Nobody, _) if nodes.turns_are_denied() => Ok(None),
         (OrderingNode::Nobody, _) => {
             conflict("no node orders certificates yet: some seconds after a start or a failure one does".to_owned())
         }

@@ -34,6 +34,8 @@ const NAMES_MAX: usize = 100;
 const LONGEST_PAUSE: i64 = 60 * 60;
 /// Why a certificate is not followed by the next one at once.
 const DUE_AT_ONCE: &str = "what the authority issues is due to be renewed at once";
+/// What has failed is told to the other nodes at this pace while orders are under way.
+const PAUSES_REST: Duration = Duration::from_secs(10);
 /// Who has changed a domain, in the audit log.
 const WHO: &str = "acme";
 
@@ -135,6 +137,10 @@ impl App {
                         self.order_certificate(client, acme, order).await;
                     }
                     self.order_ended(&domain);
+                    // A batch may take an hour, and this node may die in it.
+                    if self.orders_certificates() {
+                        self.keep_pauses_after(PAUSES_REST).await;
+                    }
                 });
                 ordered.await;
             }

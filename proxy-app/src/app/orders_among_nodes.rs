@@ -1,7 +1,7 @@
 //! Orders of certificates where nodes know of each other: one of them orders, and all answer what the authority asks.
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -54,13 +54,27 @@ impl App {
 
     /// Leaves what has failed to the node that orders next.
     pub(super) async fn keep_pauses(&self) {
+        self.keep_pauses_after(Duration::ZERO).await;
+    }
+
+    /// This process orders no more, and another one goes on where it has come to.
+    pub(crate) async fn order_no_more(&self) {
+        let Some(nodes) = &self.nodes else { return };
+        if self.orders_certificates() {
+            self.keep_pauses().await;
+        }
+        nodes.order_no_more().await;
+    }
+
+    /// The same, unless it was done less than `rest` ago.
+    pub(super) async fn keep_pauses_after(&self, rest: Duration) {
         let Some(nodes) = &self.nodes else { return };
         let now = now();
         let authority = self.care.all().0.filter(|setback| setback.until > now);
         let authority = authority.map(|setback| (AUTHORITY.to_owned(), setback));
         let all = authority.into_iter().chain(self.care.pauses(now));
         let shared = all.map(|(of, Setback { count, until, why })| SharedPause { of, count, until, why });
-        nodes.keep_pauses(shared.collect()).await;
+        nodes.keep_pauses(shared.collect(), rest).await;
     }
 }
 
@@ -80,7 +94,7 @@ impl OtherAnswerers for ToldOthers {
             kind: kind.to_owned(),
             name: name.to_owned(),
             account: account.to_owned(),
-            left: std::time::Duration::ZERO,
+            left: Duration::ZERO,
         };
         let unable = self.nodes.share_challenge(&challenge).await;
         let before = std::mem::replace(&mut *self.unable.lock(), unable.clone());
@@ -170,8 +184,6 @@ fn answered_with(challenge: &SharedChallenge, answer: String) -> Result<OthersAn
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::app::acme_orders::tests::acme;
 

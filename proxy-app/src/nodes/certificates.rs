@@ -30,6 +30,8 @@ const LATE: u64 = 1_000;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the turns outlive the last look, in seconds.
 const TURNS_KEPT: u64 = 60;
+/// Who has a turn that a newer version has taken, of which no more is known.
+const NEWER: &str = "a node of a newer version";
 /// Most challenges that are taken from other nodes: some orders with many names each.
 const CHALLENGES_MAX: usize = 512;
 /// How long a challenge is open at most: longer than an order. Milliseconds.
@@ -161,6 +163,8 @@ struct TurnState {
     taker: Option<Arc<dyn ChallengeTaker>>,
     /// The pauses that this node has written into the engine, if they still stand there.
     written: Option<Vec<SharedPause>>,
+    /// When it began to write the last ones.
+    wrote: Option<Instant>,
 }
 
 impl Default for CertificateTurns {
@@ -183,18 +187,32 @@ fn to_take(known: &BTreeMap<u64, TurnHolder>, run: &str, now: u64) -> Option<u64
     }
 }
 
-/// The turns, and the fields that are over or are none. Only this turn and the next one count: nobody takes more.
+/// The turns, and the fields that are over or are none. Only this turn and the next one count: nobody takes more. One that
+/// a newer version has taken is taken, whatever stands in it.
 fn turns_of(fields: wire::Fields, turn: u64) -> (BTreeMap<u64, TurnHolder>, Vec<Vec<u8>>) {
     let (mut known, mut old) = (BTreeMap::new(), Vec::new());
     for (field, text) in fields {
         let at = std::str::from_utf8(&field).ok().and_then(|at| at.parse::<u64>().ok());
         let at = at.filter(|at| *at == turn || *at == turn + 1);
-        match at.and_then(|at| Some((at, wire::read(&text, wire::FIELD_MAX)?))) {
+        let read = at.and_then(|at| Some((at, TurnHolder::read(&text)?)));
+        match read {
             Some((at, holder)) => drop(known.insert(at, holder)),
             None => old.push(field),
         }
     }
     (known, old)
+}
+
+impl TurnHolder {
+    /// `None`: it is not what it should be.
+    fn read(text: &[u8]) -> Option<Self> {
+        let of_newer = || Self {
+            v: wire::VERSION,
+            run: NEWER.to_owned(),
+            node: NEWER.to_owned(),
+        };
+        wire::read(text, wire::FIELD_MAX).or_else(|| wire::is_newer(text, wire::FIELD_MAX).then(of_newer))
+    }
 }
 
 impl StoredChallenge {
@@ -264,6 +282,11 @@ impl Nodes {
         }
     }
 
+    /// Whether the engine refuses to hold turns: then no node has one.
+    pub(crate) fn turns_are_denied(&self) -> bool {
+        self.turns.state.lock().is_denied
+    }
+
     /// Whether the engine answers.
     pub(crate) fn has_joined(&self) -> bool {
         matches!(self.standing(), Standing::Joined { .. })
@@ -295,12 +318,8 @@ impl Nodes {
         let name = self.names().turns();
         let mut look = redis::pipe();
         look.cmd("HGETALL").arg(&name);
-        let answer = match engine.try_run(&look).await? {
-            Ok(mut answers) => answers.pop().unwrap_or(Value::Nil),
-            Err(refusal) => {
-                self.turns_refused(&refusal);
-                return Ok(());
-            }
+        let Some(answer) = self.unless_refused(engine.try_last(&look).await?) else {
+            return Ok(());
         };
         let (mut known, old) = turns_of(wire::pairs(answer), now / TURN);
         if let Some(turn) = to_take(&known, &self.run, now) {
@@ -316,12 +335,8 @@ impl Nodes {
             take.cmd("HSETNX").arg(&name).arg(turn).arg(wire::text(&holder));
             take.cmd("EXPIRE").arg(&name).arg(TURNS_KEPT);
             take.cmd("HGETALL").arg(&name);
-            let answer = match engine.try_run(&take).await? {
-                Ok(mut answers) => answers.pop().unwrap_or(Value::Nil),
-                Err(refusal) => {
-                    self.turns_refused(&refusal);
-                    return Ok(());
-                }
+            let Some(answer) = self.unless_refused(engine.try_last(&take).await?) else {
+                return Ok(());
             };
             known = turns_of(wire::pairs(answer), now / TURN).0;
         }
@@ -334,11 +349,15 @@ impl Nodes {
     }
 
     /// An engine that refuses the commands does all others.
-    fn turns_refused(&self, refusal: &Failure) {
-        let was_denied = std::mem::replace(&mut self.turns.state.lock().is_denied, true);
-        if !was_denied {
-            log::warn!("shared_state: no node orders certificates by it, the engine refuses it: {refusal}");
-        }
+    fn unless_refused(&self, answer: Result<Value, Failure>) -> Option<Value> {
+        answer
+            .inspect_err(|refusal| {
+                let was_denied = std::mem::replace(&mut self.turns.state.lock().is_denied, true);
+                if !was_denied {
+                    log::warn!("shared_state: no node orders certificates by it, the engine refuses it: {refusal}");
+                }
+            })
+            .ok()
     }
 
     fn tell_turn(&self) {
@@ -445,8 +464,8 @@ impl Nodes {
         let name = self.names().challenges();
         let mut commands = redis::pipe();
         commands.cmd("HGETALL").arg(&name);
-        let answer = match engine.try_run(&commands).await? {
-            Ok(mut answers) => answers.pop().unwrap_or(Value::Nil),
+        let answer = match engine.try_last(&commands).await? {
+            Ok(answer) => answer,
             Err(refusal) => return Ok(Err(refusal.to_string())),
         };
         let (mut open, mut old, now) = (Vec::new(), Vec::new(), self.time());
@@ -454,6 +473,8 @@ impl Nodes {
             match StoredChallenge::read(&field, &text, now) {
                 Some((run, _)) if run == self.run => {}
                 Some((_, challenge)) => open.push(challenge),
+                // Whoever wrote it answers it, and takes it away.
+                None if wire::is_newer(&text, wire::FIELD_MAX) => {}
                 None => old.push(field),
             }
         }
@@ -468,11 +489,20 @@ impl Nodes {
         Ok(taker.take(open).await)
     }
 
-    /// Keeps what has failed for the node that orders next, unless it stands there already.
-    pub(crate) async fn keep_pauses(&self, mut pauses: Vec<SharedPause>) {
+    /// Keeps what has failed for the node that orders next, unless it stands there already, or was written less than
+    /// `rest` ago.
+    pub(crate) async fn keep_pauses(&self, mut pauses: Vec<SharedPause>, rest: Duration) {
         pauses.truncate(PAUSES_MAX);
         let engine = self.state.lock().engine.clone();
-        let Some(engine) = engine.filter(|_| self.turns.state.lock().written.as_ref() != Some(&pauses)) else {
+        let is_due = |state: &mut TurnState| {
+            let rested = state.wrote.is_none_or(|wrote| wrote.elapsed() >= rest);
+            let is_due = rested && state.written.as_ref() != Some(&pauses);
+            if is_due {
+                state.wrote = Some(Instant::now());
+            }
+            is_due
+        };
+        let Some(engine) = engine.filter(|_| is_due(&mut self.turns.state.lock())) else {
             return;
         };
         let name = self.names().pauses();
@@ -546,6 +576,10 @@ mod tests {
         let (known, old) = turns_of(fields.into_iter().chain([broken]).collect(), 7);
         assert_eq!(known.keys().copied().collect::<Vec<_>>(), [7, 8]);
         assert_eq!(old.len(), 5);
+        let newer = [(b"7".to_vec(), b"{\"v\":2,\"who\":\"them\"}".to_vec())];
+        let (known, old) = turns_of(newer.to_vec(), 7);
+        assert_eq!((known[&7].node.as_str(), old.len()), (NEWER, 0));
+        assert_eq!(to_take(&known, "us", 7 * TURN + LATE), None);
     }
 
     #[test]

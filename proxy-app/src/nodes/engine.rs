@@ -129,6 +129,15 @@ impl Engine {
         }
     }
 
+    /// The answer to the last of such commands.
+    ///
+    /// # Errors
+    /// As [`Engine::try_run`].
+    pub(super) async fn try_last(&self, commands: &Pipeline) -> Result<Result<Value, Failure>, Failure> {
+        let answers = self.try_run(commands).await?;
+        Ok(answers.map(|mut answers| answers.pop().unwrap_or(Value::Nil)))
+    }
+
     /// Asks to be sent what is said in a channel.
     ///
     /// # Errors

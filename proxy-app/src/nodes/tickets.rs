@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mail_directory::Secret;
-use redis::Value;
 use serde::{Deserialize, Serialize};
 
 use super::Nodes;
@@ -74,8 +73,8 @@ impl Nodes {
         let kept = PERIODS_KEPT.saturating_mul(life).div_ceil(1000);
         commands.cmd("EXPIRE").arg(&name).arg(kept);
         commands.cmd("HGETALL").arg(&name);
-        let answer = match engine.try_run(&commands).await? {
-            Ok(mut answers) => answers.pop().unwrap_or(Value::Nil),
+        let answer = match engine.try_last(&commands).await? {
+            Ok(answer) => answer,
             Err(refusal) => {
                 self.tickets_refused(&refusal);
                 return Ok(());
@@ -102,6 +101,7 @@ impl Nodes {
                 Some(key) if key.0 <= next => keys.push(key),
                 // Not made so early by a node of this time: it is in nobody's way.
                 Some(_) => {}
+                None if wire::is_newer(&text, wire::FIELD_MAX) => {}
                 None => {
                     self.unfit.fetch_add(1, Ordering::Relaxed);
                     old.push(field);

@@ -267,6 +267,12 @@ pub(super) fn read<T: DeserializeOwned + Bounded>(text: &[u8], most: usize) -> O
     fit(&read).then_some(read)
 }
 
+/// Whether a newer version has written this text.
+pub(super) fn is_newer(text: &[u8], most: usize) -> bool {
+    let version = serde_json::from_slice(text).map(|Versioned { v }| v);
+    text.len() <= most && version.is_ok_and(|version| version > VERSION)
+}
+
 /// Whether all names in it are such as names are.
 pub(super) fn fit(read: &impl Bounded) -> bool {
     let fits = |name: &str| !name.is_empty() && name.len() <= NAME_MAX && !name.chars().any(char::is_control);

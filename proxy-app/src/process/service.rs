@@ -215,9 +215,7 @@ impl Service for ListenerService {
         // The sender lives in Pingora's server; if it is gone, so is the process.
         let _ = shutdown.wait_for(|down| *down).await;
         tasks.iter().for_each(JoinHandle::abort);
-        if let Some(nodes) = &env.nodes {
-            nodes.order_no_more().await;
-        }
+        app.order_no_more().await;
         // Sessions that an upgrade has left here follow the directory as long as they live.
         if ending == Ending::Stop {
             following.abort();
