@@ -12,6 +12,8 @@ use crate::acme::renewal_info::{RenewalAdvice, UNSAID};
 
 /// The first pause after a refused name, and the longest one. Let's Encrypt allows five failures of a name in an hour.
 const NAME_PAUSE: [i64; 2] = [15 * 60, 24 * 60 * 60];
+/// The same where the failure is one of our own: of a name server that does not answer, for example.
+const OWN_PAUSE: [i64; 2] = [60, 30 * 60];
 /// The same of an order that failed for another reason.
 const ORDER_PAUSE: [i64; 2] = [5 * 60, 12 * 60 * 60];
 /// The same of an authority that does not work.
@@ -132,6 +134,28 @@ pub(crate) struct DueOrder {
     pub is_renewal: bool,
     /// The certificate in use, if the authority knows it (RFC 9773 §5).
     pub replaces: Option<String>,
+}
+
+/// Of what a failure is a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Of a name, or of those who serve it.
+    OfName,
+    /// Something that all names need does not work here.
+    Ours,
+}
+
+/// A name that was not shown to be controlled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FailedProof<'f> {
+    /// The name.
+    pub name: &'f str,
+    /// The reason.
+    pub why: &'f str,
+    /// Of what that is a fault.
+    pub fault: Fault,
+    /// The pause that the authority asks for.
+    pub asked: Option<Duration>,
 }
 
 /// What is remembered of all domains.
@@ -381,10 +405,20 @@ impl CertificateCare {
     }
 
     /// A name was refused. Returns when it is tried again.
-    pub(crate) fn name_failed(&self, domain: &str, name: &str, why: &str, asked: Option<Duration>, now: i64) -> i64 {
+    pub(crate) fn name_failed(&self, domain: &str, failed: FailedProof<'_>, now: i64) -> i64 {
+        let FailedProof {
+            name,
+            why,
+            fault,
+            asked,
+        } = failed;
         let mut state = self.0.lock();
         let names = &mut state.domains.entry(domain.to_owned()).or_default().names;
-        let setback = Setback::after(names.get(name), NAME_PAUSE, asked, now, why.to_owned());
+        let pause = match fault {
+            Fault::OfName => NAME_PAUSE,
+            Fault::Ours => OWN_PAUSE,
+        };
+        let setback = Setback::after(names.get(name), pause, asked, now, why.to_owned());
         let until = setback.until;
         names.insert(name.to_owned(), setback);
         until
@@ -539,6 +573,30 @@ mod tests {
         orders.into_iter().flat_map(|order| order.names).collect()
     }
 
+    fn failed<'f>(name: &'f str, why: &'f str, asked: Option<Duration>) -> FailedProof<'f> {
+        let fault = Fault::OfName;
+        FailedProof {
+            name,
+            why,
+            fault,
+            asked,
+        }
+    }
+
+    #[test]
+    fn a_failure_of_our_own_keeps_no_name_waiting_for_a_day() {
+        let care = CertificateCare::default();
+        let ours = FailedProof {
+            fault: Fault::Ours,
+            ..failed("mail.a.test", "the name server does not answer", None)
+        };
+        let pauses: Vec<i64> = (0..20).map(|_| care.name_failed("a.test", ours, NOW) - NOW).collect();
+        assert!((45..=75).contains(&pauses[0]), "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= 40 * 60), "{pauses:?}");
+        let of_name = care.name_failed("a.test", failed("mail.a.test", "no address", None), NOW) - NOW;
+        assert!(of_name > 12 * 60 * 60, "{of_name}");
+    }
+
     #[test]
     fn what_is_due() {
         let none: [&str; 0] = [];
@@ -578,7 +636,7 @@ mod tests {
         let care = CertificateCare::default();
         let new = domain(&["bad", "good"], None);
         assert_eq!(names(&care, &new, NOW), ["bad", "good"]);
-        let until = care.name_failed("a.test", "bad", "no address", None, NOW);
+        let until = care.name_failed("a.test", failed("bad", "no address", None), NOW);
         assert_eq!(names(&care, &new, NOW), ["good"]);
         care.succeeded("a.test", &["good".to_owned()], NOW);
         let served = domain(&["bad", "good"], Some(current(true, 80, &["good"])));
@@ -586,7 +644,7 @@ mod tests {
         assert_eq!(names(&care, &served, until), ["bad", "good"]);
         let mut pauses = vec![until - NOW];
         for _ in 0..10 {
-            pauses.push(care.name_failed("a.test", "bad", "no address", None, NOW) - NOW);
+            pauses.push(care.name_failed("a.test", failed("bad", "no address", None), NOW) - NOW);
         }
         assert!(
             (675..=1125).contains(&pauses[0]) && (1350..=2250).contains(&pauses[1]),
@@ -595,7 +653,7 @@ mod tests {
         assert!(pauses.iter().all(|pause| *pause <= DAY * 5 / 4), "{pauses:?}");
         assert!(pauses[10] >= DAY * 3 / 4, "{pauses:?}");
         let asked = Duration::from_secs(1_000_000);
-        let until = care.name_failed("a.test", "bad", "rateLimited", Some(asked), NOW);
+        let until = care.name_failed("a.test", failed("bad", "rateLimited", Some(asked)), NOW);
         assert_eq!(until, NOW + 1_000_000);
         // A name that is no longer wanted is forgotten.
         let _ = care.due(&[domain(&["good"], served.current)], NOW);
@@ -637,7 +695,7 @@ mod tests {
             let domain = domain(&["bad", "good"], Some(current(true, left, &["bad", "good"])));
             let (orders, _) = care.due(std::slice::from_ref(&domain), NOW);
             assert_eq!(orders[0].kept.len(), if left == 29 { 2 } else { 0 });
-            care.name_failed("a.test", "bad", "no address", None, NOW);
+            care.name_failed("a.test", failed("bad", "no address", None), NOW);
             assert_eq!(names(&care, &domain, NOW), due, "{left}");
         }
     }
@@ -669,7 +727,7 @@ mod tests {
         let care = CertificateCare::default();
         let new = [domain(&["bad", "good"], None)];
         let _ = care.due(&new, NOW);
-        care.name_failed("a.test", "bad", "no address", None, NOW);
+        care.name_failed("a.test", failed("bad", "no address", None), NOW);
         care.order_failed("a.test", "no", Some(Duration::from_secs(100_000)), NOW);
         care.authority_failed("down", None, NOW);
         assert_eq!(care.due(&new, NOW).0, []);
@@ -711,8 +769,12 @@ mod tests {
             ..domain(&["one", "two"], None)
         });
         let _ = before.due(&wanted, NOW);
-        let first = before.name_failed("a.test", "one", "no address", None, NOW);
-        before.name_failed("a.test", "two", "no address", Some(Duration::from_secs(100_000)), NOW);
+        let first = before.name_failed("a.test", failed("one", "no address", None), NOW);
+        before.name_failed(
+            "a.test",
+            failed("two", "no address", Some(Duration::from_secs(100_000))),
+            NOW,
+        );
         before.succeeded("b.test", &["one".to_owned()], NOW);
         let pauses = before.pauses(NOW);
         let ends: Vec<_> = pauses
@@ -864,7 +926,7 @@ mod tests {
             let served = domain(&["bad", "good"], Some(known(80, &["bad", "good"])));
             let _ = care.due(std::slice::from_ref(&served), NOW);
             care.advised("a.test", "issuer.number", Some(&advice(days)), NOW);
-            care.name_failed("a.test", "bad", "no address", None, NOW);
+            care.name_failed("a.test", failed("bad", "no address", None), NOW);
             assert_eq!(names(&care, &served, NOW), due, "{days:?}");
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use http::{Method, header};
 use jiff::Timestamp;
 use mail_directory::Secret;
@@ -16,11 +17,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::acme::account_key::{AccountKey, SignedBy, encode};
-use crate::acme::care::CurrentCertificate;
+use crate::acme::care::{CurrentCertificate, FailedProof, Fault};
 use crate::acme::challenge_certificate::challenge_context;
-use crate::acme::challenges::Challenges;
+use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::dns::client::DnsClient;
-use crate::acme::dns::proof::DnsProver;
+use crate::acme::dns::proof::{DnsProof, DnsProver, ProofFailure, SPREAD_WAIT};
 use crate::acme::exchange::{AuthorityAnswer, AuthorityWeb};
 use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmeProblem, AcmeState, plain};
 use crate::acme::name_check::NameCheck;
@@ -68,8 +69,21 @@ pub(crate) struct AcmeClient {
     profile: Option<String>,
 }
 
-/// What answers to a challenge until it is dropped.
-type OpenProof = Box<dyn Send + Sync>;
+/// A challenge that is answered until this is dropped.
+struct OpenProof {
+    /// Where the authority is told.
+    url: String,
+    held: HeldProof,
+}
+
+/// What answers a challenge.
+enum HeldProof {
+    /// The web listeners.
+    #[expect(dead_code, reason = "it is held for what happens when it is dropped")]
+    Answer(OpenChallenge),
+    /// A record in the DNS.
+    Record(DnsProof),
+}
 
 /// A certificate that was issued, checked to be what was asked for.
 pub(crate) struct IssuedCertificate {
@@ -103,9 +117,34 @@ pub(crate) struct RefusedName {
     pub why: String,
     /// The pause that the authority asks for.
     pub wait: Option<Duration>,
+    /// Of what that is a fault.
+    pub fault: Fault,
+}
+
+impl RefusedName {
+    /// What is remembered of it.
+    pub(crate) fn failed(&self) -> FailedProof<'_> {
+        FailedProof {
+            name: &self.name,
+            why: &self.why,
+            fault: self.fault,
+            asked: self.wait,
+        }
+    }
 }
 
 impl AcmeFailure {
+    /// The reason, in words.
+    pub(crate) fn why(&self) -> String {
+        match self {
+            Self::Authority { why, .. } | Self::Order { why, .. } => why.clone(),
+            Self::Names(refused) => {
+                let each = refused.iter().map(|RefusedName { name, why, .. }| format!("{name}: {why}"));
+                each.collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
+
     fn authority(why: impl Into<String>) -> Self {
         Self::Authority {
             why: plain(&why.into()),
@@ -157,7 +196,12 @@ impl RequestFailure {
                     wait,
                 },
                 names => {
-                    let names = names.into_iter().map(|(name, why)| RefusedName { name, why, wait });
+                    let names = names.into_iter().map(|(name, why)| RefusedName {
+                        name,
+                        why,
+                        wait,
+                        fault: Fault::OfName,
+                    });
                     AcmeFailure::Names(names.collect())
                 }
             },
@@ -176,26 +220,7 @@ impl AcmeClient {
         web: AuthorityWeb,
         challenges: Arc<Challenges>,
     ) -> Result<Self, AcmeFailure> {
-        let answer = web.ask(Method::GET, &config.directory_url, Vec::new()).await;
-        let answer = done(answer.map_err(AcmeFailure::authority)?).map_err(RequestFailure::of_account)?;
-        let directory: AcmeDirectory = read(&answer).map_err(AcmeFailure::authority)?;
-        if let Some(terms) = directory
-            .meta
-            .terms_of_service
-            .as_ref()
-            .filter(|_| !config.accepts_terms)
-        {
-            let why = format!("acme.accept_terms_of_service is not true; the authority's terms are {terms:?}");
-            return Err(AcmeFailure::authority(why));
-        }
-        if let Some(profile) = &config.profile
-            && !directory.meta.profiles.contains_key(profile)
-        {
-            let known: Vec<&str> = directory.meta.profiles.keys().map(String::as_str).collect();
-            let known = known.join(", ");
-            let why = format!("the authority has no acme.profile {profile:?}, but these: {known}");
-            return Err(AcmeFailure::authority(why));
-        }
+        let directory = directory_of(config, &web).await?;
         let resolvers = DnsClient::of_resolvers(&config.resolvers).await;
         let prover = config.dns.clone().map(|dns| {
             let prover = DnsProver::new(dns, web.dns.clone(), resolvers.clone());
@@ -257,11 +282,12 @@ impl AcmeClient {
             kinds: &self.kinds,
         };
         // A name that a pattern is good for is not asked for, and needs nothing.
-        let refused = check.refused(&without_covered(names)).await.into_iter();
-        let refused = refused.map(|(name, why)| RefusedName {
+        let refused = check.refused(&without_covered(names)).await;
+        let refused = refused.into_iter().map(|(name, why)| RefusedName {
             name,
             why: plain(&why),
             wait: None,
+            fault: Fault::OfName,
         });
         refused.collect()
     }
@@ -347,20 +373,46 @@ impl AcmeClient {
             }
             pending.push((url, authorization));
         }
-        let each: Vec<_> = pending.iter().map(|(_, one)| self.challenged(one)).collect();
+        let each: Vec<_> = pending.iter().map(|(_, one)| self.opened(one)).collect();
         let each = futures_util::stream::iter(each).buffered(PROOFS_AT_ONCE);
         let opened: Vec<_> = each.collect().await;
-        let (mut asked, mut refused) = (Vec::new(), Vec::new());
+        let (mut open, mut refused) = (Vec::new(), Vec::new());
         for ((url, authorization), opened) in pending.iter().zip(opened) {
             let name = name_of(authorization);
             match opened {
-                Ok(open) => asked.push((url, name, open)),
-                Err(AcmeFailure::Order { why, wait }) => refused.push(RefusedName { name, why, wait }),
-                Err(failure) => return Err(failure),
+                Ok(proof) => open.push((*url, name, proof)),
+                Err(failure) => refused.push(unproved(name, &failure)),
             }
         }
+        // All records together: a zone with slow servers is waited for once, however many names it has.
+        let end = Instant::now() + SPREAD_WAIT;
+        let seen = join_all(open.iter().map(|(_, _, proof)| self.seen(proof, end))).await;
+        let mut asked = Vec::new();
+        for ((url, name, proof), seen) in open.into_iter().zip(seen) {
+            match seen {
+                Ok(()) => asked.push((url, name, proof)),
+                Err(failure) => refused.push(unproved(name, &failure)),
+            }
+        }
+        let each: Vec<_> = asked.iter().map(|(_, _, proof)| self.told(proof)).collect();
+        let told: Vec<_> = futures_util::stream::iter(each)
+            .buffered(PROOFS_AT_ONCE)
+            .collect()
+            .await;
         let end = Instant::now() + DECISION_WAIT;
-        for (url, name, _open) in &asked {
+        for ((url, name, _open), told) in asked.iter().zip(told) {
+            match told {
+                Ok(()) => {}
+                Err(AcmeFailure::Order { why, wait }) => {
+                    let failure = ProofFailure {
+                        wait,
+                        ..ProofFailure::of_name(why)
+                    };
+                    refused.push(unproved(name.clone(), &failure));
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            }
             let is_decided = |one: &AcmeAuthorization| one.status != AcmeState::Pending;
             let authorization = self.settled(url, end, is_decided).await?;
             refused.extend(refusal(name, authorization.as_ref()));
@@ -371,39 +423,52 @@ impl AcmeClient {
         }
     }
 
-    /// Answers the challenge of a name from now on, and says so. An [`AcmeFailure::Order`] is about this name.
-    async fn challenged(&self, authorization: &AcmeAuthorization) -> Result<OpenProof, AcmeFailure> {
+    /// Answers the challenge of a name from now on.
+    async fn opened(&self, authorization: &AcmeAuthorization) -> Result<OpenProof, ProofFailure> {
         let name = name_of(authorization);
         let offered = |kind: &ChallengeKind| authorization.challenges.iter().find(|one| one.kind == kind.word());
         let mut kinds = self.kinds.iter().filter(|kind| kind.can_show(&name));
         let chosen = kinds.find_map(|kind| Some((*kind, offered(kind)?)));
-        let (kind, challenge) = chosen.ok_or_else(|| AcmeFailure::order(NOT_OFFERED))?;
-        if !answers::is_token(&challenge.token) {
-            return Err(AcmeFailure::order("the authority's token is not one"));
+        let (kind, challenge) = chosen.ok_or_else(|| ProofFailure::of_name(NOT_OFFERED))?;
+        let token = &challenge.token;
+        if !answers::is_token(token) {
+            return Err(ProofFailure::of_name("the authority's token is not one"));
         }
-        let answer = self.key.key_authorization(&challenge.token);
-        let answer = answer.map_err(|error| AcmeFailure::order(error.to_string()))?;
-        let (token, word) = (&challenge.token, kind.word());
-        let open: OpenProof = match kind {
-            ChallengeKind::Http01 => {
-                let open = self.challenges.open(token, answer.clone());
-                Box::new(open.everywhere(token, word, &name, &answer).await)
-            }
-            ChallengeKind::TlsAlpn01 => {
-                let context = challenge_context(&name, &answer);
-                let context = context.map_err(|error| AcmeFailure::order(error.to_string()))?;
-                let open = self.challenges.open_handshakes(&name, context);
-                Box::new(open.everywhere(token, word, &name, &answer).await)
+        let answer = self.key.key_authorization(token);
+        let answer = answer.map_err(|error| ProofFailure::ours(error.to_string()))?;
+        let held = match kind {
+            ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 => {
+                let open = match kind {
+                    ChallengeKind::TlsAlpn01 => {
+                        let context = challenge_context(&name, &answer);
+                        let context = context.map_err(|error| ProofFailure::ours(error.to_string()))?;
+                        self.challenges.open_handshakes(&name, context)
+                    }
+                    _ => self.challenges.open(token, answer.clone()),
+                };
+                HeldProof::Answer(open.everywhere(token, kind.word(), &name, &answer).await)
             }
             ChallengeKind::Dns01 => {
                 let prover = self.prover.as_ref();
-                let prover = prover.ok_or_else(|| AcmeFailure::order(NOT_OFFERED))?;
-                let proof = prover.prove(&name, &answer).await;
-                Box::new(proof.map_err(AcmeFailure::order)?)
+                let prover = prover.ok_or_else(|| ProofFailure::of_name(NOT_OFFERED))?;
+                HeldProof::Record(prover.put(&name, &answer).await?)
             }
         };
-        self.send(&challenge.url, Some(&json!({}))).await?;
-        Ok(open)
+        let url = challenge.url.clone();
+        Ok(OpenProof { url, held })
+    }
+
+    /// Waits until a record is seen where the authority looks for it.
+    async fn seen(&self, proof: &OpenProof, end: Instant) -> Result<(), ProofFailure> {
+        match (&proof.held, &self.prover) {
+            (HeldProof::Record(record), Some(prover)) => prover.seen(record, end).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the authority that it may look.
+    async fn told(&self, proof: &OpenProof) -> Result<(), AcmeFailure> {
+        self.send(&proof.url, Some(&json!({}))).await.map(drop)
     }
 
     /// Looks at something until the authority has decided. `None`: it has not until then.
@@ -479,23 +544,28 @@ impl AcmeClient {
     }
 }
 
-/// Looks whether the authority answers, without an account and an order.
+/// What the authority says of itself, if it can be used as the node file says; without an account and an order.
 ///
 /// # Errors
-/// Why it cannot be used.
-pub(crate) async fn look(config: &AcmeConfig, web: &AuthorityWeb) -> Result<(), String> {
-    let answer = web.ask(Method::GET, &config.directory_url, Vec::new()).await?;
-    let why = |failure: RequestFailure| match failure {
-        RequestFailure::Away { why, .. } => why,
-        RequestFailure::Problem { problem, .. } => problem.reason(),
-    };
-    let directory: AcmeDirectory = read(&done(answer).map_err(why)?)?;
-    match directory.meta.terms_of_service.filter(|_| !config.accepts_terms) {
-        None => Ok(()),
-        Some(terms) => Err(plain(&format!(
-            "acme.accept_terms_of_service is not true; the authority's terms are {terms:?}"
-        ))),
+/// It cannot be used.
+pub(crate) async fn directory_of(config: &AcmeConfig, web: &AuthorityWeb) -> Result<AcmeDirectory, AcmeFailure> {
+    let answer = web.ask(Method::GET, &config.directory_url, Vec::new()).await;
+    let answer = done(answer.map_err(AcmeFailure::authority)?).map_err(RequestFailure::of_account)?;
+    let directory: AcmeDirectory = read(&answer).map_err(AcmeFailure::authority)?;
+    let terms = directory.meta.terms_of_service.as_ref();
+    if let Some(terms) = terms.filter(|_| !config.accepts_terms) {
+        let why = format!("acme.accept_terms_of_service is not true; the authority's terms are {terms:?}");
+        return Err(AcmeFailure::authority(why));
     }
+    if let Some(profile) = &config.profile
+        && !directory.meta.profiles.contains_key(profile)
+    {
+        let known: Vec<&str> = directory.meta.profiles.keys().map(String::as_str).collect();
+        let known = known.join(", ");
+        let why = format!("the authority has no acme.profile {profile:?}, but these: {known}");
+        return Err(AcmeFailure::authority(why));
+    }
+    Ok(directory)
 }
 
 /// The answer to a request that was done.
@@ -544,6 +614,16 @@ fn without_covered(names: &[String]) -> Vec<String> {
     names.iter().filter(|name| !is_covered(name)).cloned().collect()
 }
 
+/// A name that was not shown to be controlled.
+fn unproved(name: String, failure: &ProofFailure) -> RefusedName {
+    RefusedName {
+        name,
+        why: plain(&failure.why),
+        wait: failure.wait,
+        fault: failure.fault,
+    }
+}
+
 /// Whether a name is refused: one that is not decided must not take the others with it.
 fn refusal(name: &str, authorization: Option<&AcmeAuthorization>) -> Option<RefusedName> {
     let why = match authorization {
@@ -555,6 +635,7 @@ fn refusal(name: &str, authorization: Option<&AcmeAuthorization>) -> Option<Refu
         name: name.to_owned(),
         why,
         wait: None,
+        fault: Fault::OfName,
     })
 }
 

@@ -266,9 +266,10 @@ impl App {
 
     /// Goes on without the names that are refused.
     fn leave_out(&self, domain: &str, names: &mut Vec<String>, refused: &[RefusedName]) {
-        for RefusedName { name, why, wait } in refused {
+        for refused in refused {
+            let RefusedName { name, why, .. } = refused;
             if names.contains(name) {
-                let until = at(self.care.name_failed(domain, name, why, *wait, now()));
+                let until = at(self.care.name_failed(domain, refused.failed(), now()));
                 log::warn!("domain {domain}: {name} gets no certificate: {why}; it is tried again at {until}");
             }
         }

@@ -108,7 +108,8 @@ impl App {
     pub(crate) async fn look_at_authority(&self) -> Result<(), String> {
         let acme = self.config.load().acme.clone();
         let acme = acme.ok_or_else(|| "this node has no acme in its node file".to_owned())?;
-        client::look(&acme, &self.authority_web(&acme)).await
+        let found = client::directory_of(&acme, &self.authority_web(&acme)).await;
+        found.map(drop).map_err(|failure| failure.why())
     }
 
     /// Makes an order now, and waits some time for its end.

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::acme::account_key::encode;
+use crate::acme::care::Fault;
 use crate::acme::dns::client::{DNS_PORT, DnsClient, answer_to, by_stream, code_word};
 use crate::acme::dns::message::{RecordContent, RecordType, TextChange, update};
 use crate::acme::dns::name::DnsName;
@@ -24,7 +25,7 @@ use crate::upstream::dns::{DnsCache, IpMode};
 /// In front of a name stands the record that shows who controls it.
 const LABEL: &str = "_acme-challenge";
 /// How long the servers of a zone may take to have a record: some send each other changes once a minute.
-const SPREAD_WAIT: Duration = Duration::from_secs(120);
+pub(crate) const SPREAD_WAIT: Duration = Duration::from_secs(120);
 /// The first pause between two looks at them, and the longest one.
 const LOOK_FIRST: Duration = Duration::from_millis(250);
 const LOOK_LAST: Duration = Duration::from_secs(5);
@@ -41,6 +42,36 @@ pub(crate) struct DnsProver {
     resolvers: DnsClient,
 }
 
+/// Why a name is not shown to be controlled.
+#[derive(Debug)]
+pub(crate) struct ProofFailure {
+    /// The reason.
+    pub why: String,
+    /// The pause that the authority asks for.
+    pub wait: Option<Duration>,
+    /// Of what that is a fault.
+    pub fault: Fault,
+}
+
+impl ProofFailure {
+    /// A fault of the name, or of those who serve it.
+    pub(crate) fn of_name(why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            wait: None,
+            fault: Fault::OfName,
+        }
+    }
+
+    /// Something here does not work: it may work for all names soon.
+    pub(crate) fn ours(why: impl Into<String>) -> Self {
+        Self {
+            fault: Fault::Ours,
+            ..Self::of_name(why)
+        }
+    }
+}
+
 /// A record, until this is dropped.
 pub(crate) struct DnsProof {
     prover: Arc<DnsProver>,
@@ -54,18 +85,19 @@ impl DnsProver {
         Self { config, dns, resolvers }
     }
 
-    /// Puts the record for a challenge where the authority looks for it, and waits until it is seen there. Whatever comes
-    /// of it, the record is taken away in the end, and no other one.
+    /// Puts the record for a challenge where the authority looks for it. Whatever comes of it, the record is taken away in
+    /// the end, and no other one.
     ///
     /// # Errors
     /// Why it is not there.
-    pub(crate) async fn prove(self: &Arc<Self>, name: &str, key_authorization: &str) -> Result<DnsProof, String> {
+    pub(crate) async fn put(self: &Arc<Self>, name: &str, key_authorization: &str) -> Result<DnsProof, ProofFailure> {
         let name = name.strip_prefix("*.").unwrap_or(name);
         let name = DnsName::parse(&format!("{LABEL}.{name}"));
-        let name = name.ok_or("the name is too long for a record in front of it")?;
-        let place = self.resolvers.followed(&name).await?;
+        let name = name.ok_or_else(|| ProofFailure::of_name("the name is too long for a record in front of it"))?;
+        let place = self.resolvers.followed(&name).await.map_err(ProofFailure::ours)?;
         if !is_plain(&place) {
-            return Err(format!("a CNAME record leads to {place}, where no record is put"));
+            let why = format!("a CNAME record leads to {place}, where no record is put");
+            return Err(ProofFailure::of_name(why));
         }
         // From here on something may be there, even if this ends early.
         let proof = DnsProof {
@@ -74,11 +106,10 @@ impl DnsProver {
             value: encode(&sha256(key_authorization.as_bytes())),
         };
         self.change(&proof.place, &proof.value, TextChange::Add).await?;
-        self.seen(&proof).await?;
         Ok(proof)
     }
 
-    async fn change(&self, place: &DnsName, value: &str, change: TextChange) -> Result<(), String> {
+    async fn change(&self, place: &DnsName, value: &str, change: TextChange) -> Result<(), ProofFailure> {
         match &self.config.way {
             DnsWay::Update(server) => self.update(server, place, value, change).await,
             DnsWay::Command(words) => {
@@ -94,44 +125,78 @@ impl DnsProver {
                     ("PORTICO_ACME_NAME", &place),
                     ("PORTICO_ACME_VALUE", value),
                 ];
-                program::run(&words, &variables, PROGRAM_WAIT).await
+                // It may be the name that its provider does not know.
+                let run = program::run(&words, &variables, PROGRAM_WAIT).await;
+                run.map_err(ProofFailure::of_name)
             }
         }
     }
 
-    /// RFC 2136, signed (RFC 8945), over TCP: a change that is lost or repeated would not be known.
+    /// RFC 2136, signed (RFC 8945), over TCP: a change that is lost or repeated would not be known. At the first of the
+    /// server's addresses that can be used.
     async fn update(
         &self,
         server: &DnsUpdateServer,
         place: &DnsName,
         value: &str,
         change: TextChange,
-    ) -> Result<(), String> {
-        let address = self.address(&server.server).await?;
+    ) -> Result<(), ProofFailure> {
+        let mut failure = None;
+        for address in self.addresses(&server.server).await.map_err(ProofFailure::ours)? {
+            match self.update_at(address, server, place, value, change).await {
+                Err(failed) if failed.fault == Fault::Ours => failure = failure.or(Some(failed)),
+                decided => return decided,
+            }
+        }
+        Err(failure.unwrap_or_else(|| ProofFailure::ours(format!("{}: it has no address", server.server))))
+    }
+
+    async fn update_at(
+        &self,
+        address: SocketAddr,
+        server: &DnsUpdateServer,
+        place: &DnsName,
+        value: &str,
+        change: TextChange,
+    ) -> Result<(), ProofFailure> {
         let zone = match &server.zone {
             Some(zone) => DnsName::parse(zone),
-            None => Some(DnsClient::of_server(address).zone_of(place).await?),
+            None => {
+                let found = DnsClient::of_server(address).zone_of(place).await;
+                Some(found.map_err(ProofFailure::ours)?)
+            }
         };
-        let zone = zone.ok_or("acme.dns.update.zone is no name")?;
+        let zone = zone.ok_or_else(|| ProofFailure::ours("acme.dns.update.zone is no name"))?;
         if !place.is_within(&zone) {
-            return Err(format!("{place} is not in the zone {zone} of acme.dns.update"));
+            let why = format!("{place} is not in the zone {zone} of acme.dns.update");
+            return Err(ProofFailure::of_name(why));
         }
-        let key = MessageKey::new(&server.tsig).ok_or("acme.dns.update.tsig.name is no name")?;
+        let key = MessageKey::new(&server.tsig);
+        let key = key.ok_or_else(|| ProofFailure::ours("acme.dns.update.tsig.name is no name"))?;
         let message = update(rand::random(), &zone, place, value, change);
-        let (signed, code) = key.sign(&message, now()).map_err(|error| error.to_string())?;
+        let signed = key.sign(&message, now());
+        let (signed, code) = signed.map_err(|error| ProofFailure::ours(error.to_string()))?;
         let failed = |why: String| format!("the name server {address} does not change the zone {zone}: {why}");
-        let answer = by_stream(address, &signed).await.map_err(failed)?;
-        key.check(&answer, &code, now()).map_err(failed)?;
-        match answer_to(&message, &answer).map_err(failed)?.code {
+        let ours = |why: String| ProofFailure::ours(failed(why));
+        let answer = by_stream(address, &signed).await.map_err(ours)?;
+        if let Err(why) = key.check(&answer, &code, now()) {
+            let said = answer_to(&message, &answer).map(|answer| answer.code).unwrap_or(0);
+            let said = (said != 0).then(|| format!(" (it answers {})", code_word(said)));
+            return Err(ours(format!("{why}{}", said.unwrap_or_default())));
+        }
+        match answer_to(&message, &answer).map_err(ours)?.code {
             0 => Ok(()),
-            code => Err(failed(format!("it answers {}", code_word(code)))),
+            code => Err(ProofFailure::of_name(failed(format!("it answers {}", code_word(code))))),
         }
     }
 
-    /// Waits until all name servers of the zone that answer have the record.
-    async fn seen(&self, proof: &DnsProof) -> Result<(), String> {
-        let servers = self.servers(&proof.place).await?;
-        let (end, mut pause) = (Instant::now() + SPREAD_WAIT, LOOK_FIRST);
+    /// Waits until all name servers of the zone that answer have the record, until `end`.
+    ///
+    /// # Errors
+    /// Which server does not have it.
+    pub(crate) async fn seen(&self, proof: &DnsProof, end: Instant) -> Result<(), ProofFailure> {
+        let servers = self.servers(&proof.place).await.map_err(ProofFailure::ours)?;
+        let mut pause = LOOK_FIRST;
         loop {
             let looks = join_all(servers.iter().map(|server| has(*server, proof))).await;
             let lacking = looks.iter().zip(&servers).find(|(look, _)| look.as_ref() == Ok(&false));
@@ -140,11 +205,14 @@ impl DnsProver {
                 (Some((_, server)), _) => format!("the name server {server} does not have it in time"),
                 (None, false) => match looks.into_iter().find_map(Result::err) {
                     Some(why) => why,
-                    None => return Err("there is no name server to look at".to_owned()),
+                    None => return Err(ProofFailure::of_name("there is no name server to look at")),
                 },
             };
             if Instant::now() + pause > end {
-                return Err(format!("the record {} is not seen: {why}", proof.place));
+                return Err(ProofFailure::of_name(format!(
+                    "the record {} is not seen: {why}",
+                    proof.place
+                )));
             }
             sleep(pause).await;
             pause = (pause * 2).min(LOOK_LAST);
@@ -154,27 +222,38 @@ impl DnsProver {
     /// The name servers that must have a record here: those of the node file, or else those of the zone.
     async fn servers(&self, place: &DnsName) -> Result<Vec<SocketAddr>, String> {
         if !self.config.servers.is_empty() {
-            let found = join_all(self.config.servers.iter().map(|server| self.address(server))).await;
-            return found.into_iter().collect();
+            let found = join_all(self.config.servers.iter().map(|server| self.addresses(server))).await;
+            let found: Vec<Vec<SocketAddr>> = found.into_iter().collect::<Result<_, _>>()?;
+            return Ok(found
+                .into_iter()
+                .filter_map(|addresses| addresses.into_iter().next())
+                .collect());
         }
         let zone = self.resolvers.zone_of(place).await?;
         let servers = self.resolvers.servers_of(&zone).await?;
         // The one that is changed may be at another port.
         let changed = match &self.config.way {
-            DnsWay::Update(server) => self.address(&server.server).await.ok(),
-            DnsWay::Command(_) => None,
+            DnsWay::Update(server) => self.addresses(&server.server).await.unwrap_or_default(),
+            DnsWay::Command(_) => Vec::new(),
         };
-        let at_port = |server| match changed {
-            Some(changed) if changed.ip() == server => changed,
-            _ => SocketAddr::new(server, DNS_PORT),
+        let at_port = |server| {
+            let mut changed = changed.iter().filter(|changed| changed.ip() == server);
+            changed.next().copied().unwrap_or(SocketAddr::new(server, DNS_PORT))
         };
         Ok(servers.into_iter().map(at_port).collect())
     }
 
-    async fn address(&self, server: &HostPort) -> Result<SocketAddr, String> {
+    /// At least one.
+    async fn addresses(&self, server: &HostPort) -> Result<Vec<SocketAddr>, String> {
         let found = self.dns.resolve(&server.host, server.port, IpMode::Both).await;
-        let first = found.map_err(|error| format!("{server}: {error}"))?.into_iter().next();
-        first.ok_or_else(|| format!("{server}: it has no address"))
+        let found: Vec<SocketAddr> = found
+            .map_err(|error| format!("{server}: {error}"))?
+            .into_iter()
+            .collect();
+        match found.is_empty() {
+            true => Err(format!("{server}: it has no address")),
+            false => Ok(found),
+        }
     }
 
     async fn remove(&self, place: &DnsName, value: &str) {
@@ -183,7 +262,7 @@ impl DnsProver {
             match self.change(place, value, TextChange::Delete).await {
                 Ok(()) => return,
                 Err(_) if left > 0 => sleep(pause).await,
-                Err(why) => {
+                Err(ProofFailure { why, .. }) => {
                     log::warn!("the record {place} of a challenge that is over cannot be taken away: {why}");
                 }
             }
