@@ -3,12 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mail_directory::yaml::{Problems, problem, warning};
+use mail_directory::yaml::{Problem, Problems, problem, warning};
 use mail_directory::{Entry, System, View, attributes as a, secret_file};
 
 use crate::config::Config;
 use crate::tls::certificate::CertKey;
 use crate::tls::certificate_store::CertStore;
+
+/// A certificate of an authority of which less than this part of its life is left has missed its renewal. Renewal begins
+/// with a third of it left, and nobody may put it off beyond a quarter.
+const LATE: i64 = 6;
+const HOUR: i64 = 60 * 60;
+const DAY: i64 = 24 * HOUR;
 
 /// The default certificate, and those of the domains under all their virtual host names. A pair of the directory that
 /// cannot be used is left out, with a warning: the previous one stays, and where there was none the default is shown.
@@ -31,6 +37,9 @@ pub(crate) fn cert_store(
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
         let default = store.default.clone();
         let of_authority = pair.as_ref().filter(|pair| is_from_authority(&domain, pair));
+        if let Some(late) = of_authority.and_then(|pair| late_renewal(domain.name(), pair)) {
+            problems.push(late);
+        }
         let shows_default = |name: &str| {
             let lacks = of_authority.is_some_and(|pair| !pair.is_good_for(name));
             lacks && default.as_ref().is_some_and(|default| default.is_good_for(name))
@@ -55,6 +64,22 @@ pub(crate) fn cert_store(
         }
     }
     store
+}
+
+/// Warns of a certificate of an authority that should have been replaced long ago.
+fn late_renewal(domain: &str, pair: &CertKey) -> Option<Problem> {
+    let left = pair.seconds_left();
+    if left >= pair.lifetime() / LATE {
+        return None;
+    }
+    let left = match left / DAY {
+        0 => format!("{} hours", (left / HOUR).max(0)),
+        days => format!("{days} days"),
+    };
+    let message = format!(
+        "its certificate of the authority ends in {left}, and should have been renewed: portico certificates says why"
+    );
+    Some(warning(format!("domains.{domain}"), message))
 }
 
 /// Whether this certificate of a domain is the one that Portico has got from an authority, and nobody has replaced
