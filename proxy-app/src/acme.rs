@@ -13,4 +13,5 @@ pub(crate) mod messages;
 pub(crate) mod name_check;
 pub(crate) mod renewal_info;
 pub(crate) mod request;
+pub(crate) mod self_request;
 pub(crate) mod unstored;

@@ -11,7 +11,9 @@ use self::pingora::PingoraConfig;
 use self::read::ConfigReader;
 use crate::node::limits::LimitsConfig;
 
-pub(crate) use self::acme::{AcmeConfig, AcmeDomains, CertificateKeyKind, ChallengeKind, ExternalAccount};
+pub(crate) use self::acme::{
+    AcmeConfig, AcmeDomains, CertificateKeyKind, ChallengeKind, ExternalAccount, SelfRequestPorts,
+};
 pub(crate) use self::acme_dns::{AcmeDns, DnsUpdateServer, DnsWay, TsigAlgorithm, TsigKey};
 pub(crate) use self::admin::AdminConfig;
 pub(crate) use self::directory::{DirectoryConfig, Source};

@@ -20,7 +20,7 @@ use crate::acme::account_key::p256;
 /// What is spoken in such a handshake (RFC 8737 §6.2).
 pub(crate) const ACME_TLS: &[u8] = b"acme-tls/1";
 /// The same as a list in wire format.
-const ACME_TLS_LIST: &[u8] = b"\x0aacme-tls/1";
+pub(crate) const ACME_TLS_LIST: &[u8] = b"\x0aacme-tls/1";
 /// `id-pe-acmeIdentifier` (RFC 8737 §6.1)
 const IDENTIFIER: &str = "1.3.6.1.5.5.7.1.31";
 /// Tag and length of its content, an octet string of 32 bytes.

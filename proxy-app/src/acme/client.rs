@@ -27,7 +27,8 @@ use crate::acme::messages::{AcmeAuthorization, AcmeDirectory, AcmeOrder, AcmePro
 use crate::acme::name_check::NameCheck;
 use crate::acme::renewal_info::certificate_id;
 use crate::acme::request::CertificateRequest;
-use crate::config::{AcmeConfig, CertificateKeyKind, ChallengeKind};
+use crate::acme::self_request::SelfRequests;
+use crate::config::{AcmeConfig, CertificateKeyKind, ChallengeKind, SelfRequestPorts};
 use crate::http::answers;
 use crate::tls::certificate::CertKey;
 
@@ -61,8 +62,12 @@ pub(crate) struct AcmeClient {
     nonces: Mutex<Vec<String>>,
     challenges: Arc<Challenges>,
     prover: Option<Arc<DnsProver>>,
-    /// By whom names are looked at before they are ordered, if they are.
-    resolvers: Option<DnsClient>,
+    /// Who is asked about names.
+    resolvers: DnsClient,
+    /// Whether names are looked at in the DNS before they are ordered.
+    checks_names: bool,
+    /// At which ports names are asked for before, if they are.
+    self_request: Option<SelfRequestPorts>,
     /// The kinds that are answered, the preferred one first.
     kinds: Vec<ChallengeKind>,
     /// The kind of certificates that is ordered, one of the authority's.
@@ -234,7 +239,9 @@ impl AcmeClient {
             nonces: Mutex::default(),
             challenges,
             prover,
-            resolvers: config.checks_names.then_some(resolvers),
+            resolvers,
+            checks_names: config.checks_names,
+            self_request: config.self_request,
             kinds: config.challenges.clone(),
             profile: config.profile.clone(),
         };
@@ -273,16 +280,29 @@ impl AcmeClient {
 
     /// Those of these names for which the authority need not be asked, each with the reason.
     pub(crate) async fn unobtainable(&self, names: &[String]) -> Vec<RefusedName> {
-        let Some(resolvers) = &self.resolvers else {
-            return Vec::new();
-        };
-        let check = NameCheck {
-            resolvers,
-            authority: &self.directory.meta.caa_identities,
-            kinds: &self.kinds,
-        };
         // A name that a pattern is good for is not asked for, and needs nothing.
-        let refused = check.refused(&without_covered(names)).await;
+        let mut asked = without_covered(names);
+        let mut refused = Vec::new();
+        if self.checks_names {
+            let check = NameCheck {
+                resolvers: &self.resolvers,
+                authority: &self.directory.meta.caa_identities,
+                kinds: &self.kinds,
+            };
+            refused = check.refused(&asked).await;
+        }
+        if let Some(ports) = self.self_request {
+            asked.retain(|name| refused.iter().all(|(refused, _)| refused != name));
+            let requests = SelfRequests {
+                challenges: &self.challenges,
+                resolvers: &self.resolvers,
+                kinds: &self.kinds,
+                ports,
+            };
+            let answer = |token: &str| self.key.key_authorization(token).map_err(|error| error.to_string());
+            let said = requests.ask(&asked, answer).await;
+            refused.extend(said.into_iter().filter_map(|(name, said)| Some((name, said.err()?))));
+        }
         let refused = refused.into_iter().map(|(name, why)| RefusedName {
             name,
             why: plain(&why),

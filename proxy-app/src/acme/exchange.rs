@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use crate::tls::upstream::UpstreamTrust;
@@ -22,7 +23,7 @@ const ANSWER_MAX: usize = 256 * 1024;
 /// The longest time that an authority may put a client off (Let's Encrypt: 7 days).
 const PUT_OFF_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// What authorities want to know of a client (RFC 8555 §6.1).
-const AGENT: &str = concat!("Portico/", env!("CARGO_PKG_VERSION"));
+pub(crate) const AGENT: &str = concat!("Portico/", env!("CARGO_PKG_VERSION"));
 
 /// The way to an authority.
 pub(crate) struct AuthorityWeb {
@@ -57,9 +58,6 @@ impl AuthorityWeb {
     async fn exchange(&self, uri: &Uri, host: &str, method: Method, body: Vec<u8>) -> anyhow::Result<AuthorityAnswer> {
         let (name, port) = (host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443));
         let stream = connect_to_service(&self.dns, name, port, Some(&self.trust)).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with its sender, or with the body.
-        tokio::spawn(connection);
         let mut request = http::Request::builder()
             .method(method)
             .uri(uri.path_and_query().map_or("/", |path| path.as_str()))
@@ -72,15 +70,33 @@ impl AuthorityWeb {
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/jose+json");
         }
-        let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, ANSWER_MAX).collect().await;
+        let (head, body) = exchange_on(stream, request, body, ANSWER_MAX).await?;
         Ok(AuthorityAnswer {
             status: head.status,
             headers: head.headers,
-            body: body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes(),
+            body,
         })
     }
+}
+
+/// Sends a request, the only one on this connection, and reads its answer, whose body is no longer than `most`.
+///
+/// # Errors
+/// There is no such answer.
+pub(crate) async fn exchange_on(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: http::request::Builder,
+    body: Vec<u8>,
+    most: usize,
+) -> anyhow::Result<(http::response::Parts, Bytes)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // It ends with its sender, or with the body.
+    tokio::spawn(connection);
+    let answer = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await?;
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, most).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+    Ok((head, body))
 }
 
 impl AuthorityAnswer {

@@ -62,7 +62,10 @@ pub(crate) struct OrderedName {
     /// Its addresses as this node finds them; only in a dry run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
-    /// Why none was found.
+    /// Whether a request to it comes to a node of ours; absent: it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leads_here: Option<bool>,
+    /// Why it has no address, or does not lead here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
@@ -180,6 +183,7 @@ impl CertificateOrdered {
         let names = plan.names.iter().map(|name| OrderedName {
             name: name.clone(),
             addresses: Vec::new(),
+            leads_here: None,
             why: None,
         });
         let challenges = plan.challenges.iter().map(|(kind, at)| OrderedChallenge {
@@ -201,12 +205,22 @@ impl CertificateOrdered {
 
     /// Looks at everything that costs nothing at the authority.
     async fn look(&mut self, env: &AdminEnv, plan: &OrderPlan) {
-        let (authority, found) = tokio::join!(env.app.look_at_authority(), addresses_of(&plan.names));
+        let (authority, found, asked) = tokio::join!(
+            env.app.look_at_authority(),
+            addresses_of(&plan.names),
+            env.app.ask_ourselves(&plan.names)
+        );
         self.why = authority.err();
         for (name, found) in self.names.iter_mut().zip(found) {
             match found {
                 Ok(addresses) => name.addresses = addresses,
                 Err(why) => name.why = Some(why),
+            }
+        }
+        for (asked, said) in asked {
+            if let Some(name) = self.names.iter_mut().find(|name| name.name == asked) {
+                name.leads_here = Some(said.is_ok());
+                name.why = name.why.take().or(said.err());
             }
         }
         if self.why.is_none() && plan.challenges.iter().all(|(_, at)| at.is_err()) {

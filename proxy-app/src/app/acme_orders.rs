@@ -507,6 +507,7 @@ pub(super) mod tests {
             dns: None,
             resolvers: Vec::new(),
             checks_names: true,
+            self_request: None,
             trust: Arc::new(UpstreamTrust::new(None, true).unwrap()),
             challenges: vec![ChallengeKind::Http01],
             key: CertificateKeyKind::EcdsaP256,

@@ -8,8 +8,11 @@ use futures_util::StreamExt;
 use mail_directory::{View, attributes as a};
 use tokio::time::timeout;
 
+use crate::acme::account_key::AccountKey;
 use crate::acme::care::{DomainCare, OrderUrge, WantedDomain};
 use crate::acme::client;
+use crate::acme::dns::client::DnsClient;
+use crate::acme::self_request::SelfRequests;
 use crate::app::App;
 use crate::app::acme_orders::{at, now, wanted};
 use crate::config::{AcmeConfig, AcmeDomains, ChallengeKind, ListenerTls, Serve};
@@ -110,6 +113,30 @@ impl App {
         let acme = acme.ok_or_else(|| "this node has no acme in its node file".to_owned())?;
         let found = client::directory_of(&acme, &self.authority_web(&acme)).await;
         found.map(drop).map_err(|failure| failure.why())
+    }
+
+    /// Whether names lead here, as far as this node can see: those for which it could be asked, each with the reason if
+    /// it does not.
+    pub(crate) async fn ask_ourselves(self: &Arc<Self>, names: &[String]) -> Vec<(String, Result<(), String>)> {
+        let Some(acme) = self.config.load().acme.clone() else {
+            return Vec::new();
+        };
+        let file = acme.account_key_file.clone();
+        let key = self.off_the_runtime(move |_| AccountKey::load(&file)).await;
+        let resolvers = DnsClient::of_resolvers(&acme.resolvers).await;
+        let requests = SelfRequests {
+            challenges: &self.challenges,
+            resolvers: &resolvers,
+            kinds: &acme.challenges,
+            ports: acme.self_request.unwrap_or_default(),
+        };
+        let answer = |token: &str| match &key {
+            Ok(Some(key)) => key.key_authorization(token).map_err(|error| error.to_string()),
+            // Without an account only this node can answer.
+            _ => Ok(format!("{token}.{token}")),
+        };
+        let asked = timeout(NAMES_WAIT, requests.ask(names, answer));
+        asked.await.unwrap_or_default()
     }
 
     /// Makes an order now, and waits some time for its end.

@@ -65,11 +65,16 @@ fn ordered(answer: &CertificateOrdered) -> String {
     };
     let is_dry = answer.state == "dry run";
     for name in &answer.names {
-        match (&name.why, is_dry) {
-            (Some(why), true) => line(format!("for {}: {why}", name.name)),
-            (None, true) => line(format!("for {}, at {}", name.name, name.addresses.join(" "))),
-            (_, false) => line(format!("for {}", name.name)),
+        let mut said = format!("for {}", name.name);
+        if is_dry && !name.addresses.is_empty() {
+            let _fits = write!(said, ", at {}", name.addresses.join(" "));
         }
+        match &name.why {
+            Some(why) if is_dry => drop(write!(said, ": {why}")),
+            _ if name.leads_here == Some(true) => said.push_str(", which leads here"),
+            _ => {}
+        }
+        line(said);
     }
     for name in &answer.left_out {
         line(format!("not for {}: {}", name.name, name.why));

@@ -53,10 +53,28 @@ pub(crate) struct AcmeConfig {
     pub resolvers: Vec<SocketAddr>,
     /// Whether names are looked at in the DNS before they are ordered.
     pub checks_names: bool,
+    /// Where names are asked for to see whether they lead here, if they are.
+    pub self_request: Option<SelfRequestPorts>,
     /// The kind of new keys.
     pub key: CertificateKeyKind,
     /// Which domains get certificates.
     pub domains: AcmeDomains,
+}
+
+/// `acme.self_request`: the ports at which this Portico is reached from here under the names of its domains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SelfRequestPorts {
+    /// In clear text.
+    pub http: u16,
+    /// With TLS.
+    pub tls: u16,
+}
+
+impl Default for SelfRequestPorts {
+    /// Those that authorities come to.
+    fn default() -> Self {
+        Self { http: 80, tls: 443 }
+    }
 }
 
 /// `acme.eab`: an account that the administrator has at the authority already (RFC 8555 §7.3.4).
@@ -156,6 +174,7 @@ impl ConfigReader {
         let checks_names = section
             .take("check_names")
             .and_then(|node| node.bool(&mut self.problems));
+        let self_request = self.self_request(&mut section);
         let kinds = [
             ("ecdsa-p256", CertificateKeyKind::EcdsaP256),
             ("rsa-2048", CertificateKeyKind::Rsa2048),
@@ -180,6 +199,7 @@ impl ConfigReader {
             dns,
             resolvers: resolvers.unwrap_or_default(),
             checks_names: checks_names.unwrap_or(true),
+            self_request,
             key: key.unwrap_or(CertificateKeyKind::EcdsaP256),
             domains: domains.unwrap_or(AcmeDomains::Marked),
         })
@@ -195,6 +215,17 @@ impl ConfigReader {
             _ => {}
         }
         self.acme_dns(section)
+    }
+
+    fn self_request(&mut self, acme: &mut Mapping<'_>) -> Option<SelfRequestPorts> {
+        let mut section = self.section(acme, "self_request")?;
+        let mut ports = SelfRequestPorts::default();
+        for (key, port) in [("http_port", &mut ports.http), ("tls_port", &mut ports.tls)] {
+            let written = section.take(key);
+            *port = written.and_then(|node| node.port(&mut self.problems)).unwrap_or(*port);
+        }
+        section.finish(&mut self.problems);
+        Some(ports)
     }
 
     fn external_account(&mut self, acme: &mut Mapping<'_>) -> Option<ExternalAccount> {
