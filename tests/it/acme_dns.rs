@@ -2,10 +2,11 @@
 //! looks there.
 
 use std::collections::BTreeSet;
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use portico_tests::bind::{Bind, KEY, SECRET, Zone};
 use portico_tests::config::Value;
 use portico_tests::pebble::Pebble;
@@ -79,6 +80,39 @@ fn update(bind: &Bind, dir: &Path, key: &str, secret: &str) -> Result<String> {
     ))
 }
 
+/// A secondary of the zone that gets a change only when it has been asked about so many names: as long as anybody waits
+/// for one of them alone, there is nothing.
+fn slow_secondary(primary: SocketAddrV4, names: usize) -> Result<SocketAddrV4> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let SocketAddr::V4(address) = socket.local_addr()? else {
+        bail!("not an address of IPv4");
+    };
+    let relay = UdpSocket::bind("127.0.0.1:0")?;
+    relay.set_read_timeout(Some(PATIENCE))?;
+    std::thread::spawn(move || -> Result<()> {
+        let mut seen = BTreeSet::new();
+        loop {
+            let mut message = [0; 1024];
+            let (count, from) = socket.recv_from(&mut message)?;
+            // What stands behind the id is the same of all questions about a name.
+            seen.insert(message[2..count].to_vec());
+            let answered = match seen.len() < names {
+                // QR and AA: the zone is its own, and has nothing there.
+                true => {
+                    message[2] |= 0x84;
+                    count
+                }
+                false => {
+                    relay.send_to(&message[..count], primary)?;
+                    relay.recv(&mut message)?
+                }
+            };
+            socket.send_to(&message[..answered], from)?;
+        }
+    });
+    Ok(address)
+}
+
 /// Waits until a name shows a certificate for exactly these.
 fn served(scene: &Scene, name: &str, names: &[&str]) -> Result<()> {
     let expected: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
@@ -140,6 +174,21 @@ fn a_name_whose_record_is_refused_fails_alone_and_leaves_nothing_behind() -> Res
         told(scene, "does not change the zone fixed.test: it answers REFUSED")?;
         left(bind, PLACE, &["of others"])
     })
+}
+
+/// The story: eight names at a time were put and waited for, so forty in a zone with slow servers took longer than an
+/// order may.
+#[test]
+fn all_records_of_an_order_are_waited_for_together() -> Result<()> {
+    let names: Vec<String> = (0..12).map(|at| format!("n{at}.d.example")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let section = |bind: &Bind, dir: &Path| {
+        let dns = update(bind, dir, KEY, SECRET)?;
+        let secondary = slow_secondary(bind.address(), 12)?;
+        let dns = dns.replace("dns: {", &format!("dns: {{servers: ['{secondary}'], "));
+        Ok(format!("challenges: [dns-01], {dns}"))
+    };
+    play(&names, section, |scene, _| served(scene, names[0], &names))
 }
 
 #[test]

@@ -144,7 +144,9 @@ impl AcmeFailure {
         match self {
             Self::Authority { why, .. } | Self::Order { why, .. } => why.clone(),
             Self::Names(refused) => {
-                let each = refused.iter().map(|RefusedName { name, why, .. }| format!("{name}: {why}"));
+                let each = refused
+                    .iter()
+                    .map(|RefusedName { name, why, .. }| format!("{name}: {why}"));
                 each.collect::<Vec<_>>().join("; ")
             }
         }
