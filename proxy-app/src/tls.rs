@@ -397,6 +397,13 @@ mod tests {
             let count = usize::try_from(depth).unwrap() + 3;
             assert_eq!(contexts_after(&usual, &rules), count.min(64), "{depth}");
         }
+        // Rules that nobody has any more are not kept: each may hold megabytes of lists.
+        let mail = ClientCerts::new(CertMode::Optional, &authority, 1).unwrap();
+        contexts_after(&usual, &mail);
+        let mut store = CertStore::new(Some(default.clone()));
+        store.mail_certs = Some(Arc::new(mail));
+        store.forget_old_rules();
+        assert_eq!(default.contexts.count(), 1, "those of mail");
     }
 
     /// The story: a session brings along the certificate that its client presented, or none (CVE-2025-23419), and the

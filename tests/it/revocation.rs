@@ -223,6 +223,18 @@ fn a_list_that_is_damaged_or_over() -> Result<()> {
             "{said}"
         );
 
+        // Of the same name, and another key: nothing is known of our certificates.
+        let others = clients.list.with_file_name("namesakes");
+        fs::create_dir(&others)?;
+        clients.publish(&[Authority::called("Clients", &others)?.revoking(&[], 2)?])?;
+        until("a list that does not fit", SOON, || {
+            Ok((!is_admitted(scene, &clients.rossi, HOST)?).then_some(()))
+        })?;
+        clients.publish(std::slice::from_ref(&of_verdi))?;
+        until("the list before", SOON, || {
+            Ok(is_admitted(scene, &clients.rossi, HOST)?.then_some(()))
+        })?;
+
         clients.publish(&[clients.authority.revoking(&[], -1)?])?;
         until("a list that is over", SOON, || {
             Ok((!is_admitted(scene, &clients.rossi, HOST)?).then_some(()))

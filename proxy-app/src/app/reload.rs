@@ -227,9 +227,7 @@ impl App {
 
     fn lists_that_are_over(&self) -> BTreeSet<String> {
         let lists = self.snapshot.load().revoked.facts();
-        let over = lists
-            .iter()
-            .filter(|list| list.seconds_left.is_some_and(|left| left < 0));
+        let over = lists.iter().filter(|list| list.is_over());
         over.map(snapshot::is_over).collect()
     }
 
@@ -272,6 +270,7 @@ impl App {
         // One behind the other: the rules of handshakes are compared with those of requests.
         self.certificates.store(Arc::new(would.certificates));
         self.snapshot.store(Arc::new(would.snapshot));
+        self.certificates.load().forget_old_rules();
         self.routes.set_lives(config.route_cache.ttl, config.route_cache.stale);
         self.limits.change(config.limits.clone());
         self.config.store(config.clone());

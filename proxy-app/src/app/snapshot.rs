@@ -215,7 +215,7 @@ fn revocation_lists(config: &Config, before: Option<&Snapshot>, problems: &mut P
         },
     };
     for list in lists.facts() {
-        if list.seconds_left.is_some_and(|left| left < 0) {
+        if list.is_over() {
             problems.push(warning(KEY.to_owned(), is_over(&list)));
         }
     }

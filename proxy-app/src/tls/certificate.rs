@@ -20,7 +20,6 @@ use crate::tls::tickets::TicketScope;
 
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;
-/// Seconds of a day.
 
 /// A certificate, its chain and its key, checked to belong together.
 pub(crate) struct CertKey {

@@ -1,6 +1,6 @@
 //! Which certificate is used for which name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use mail_directory::names;
 
 use crate::tls::certificate::CertKey;
-use crate::tls::client_certs::ClientCerts;
+use crate::tls::client_certs::{ClientCerts, PolicyId};
 use crate::tls::vhosts::VirtualHosts;
 
 /// Names and the certificates for them.
@@ -60,6 +60,16 @@ impl CertStore {
     /// default.
     pub(crate) fn add_address(&mut self, local: IpAddr, certificate: Option<Arc<CertKey>>) {
         self.by_address.entry(local).or_insert(certificate);
+    }
+
+    /// Keeps no contexts for rules that no name has any more.
+    pub(crate) fn forget_old_rules(&self) {
+        let of_vhosts = self.vhosts.iter().flat_map(|vhosts| vhosts.policies());
+        let of_mail = self.mail_certs.iter().map(|rules| rules.id());
+        let rules: HashSet<PolicyId> = of_vhosts.chain(of_mail).chain([ClientCerts::off().id()]).collect();
+        for (_, pair) in self.all() {
+            pair.contexts.keep(&rules);
+        }
     }
 
     /// Notes which certificate a domain has.

@@ -148,7 +148,7 @@ impl ClientCerts {
         }
         let mut hash = Sha256::new();
         hash.update(own.id.octets());
-        hash.update(revoked.digest());
+        hash.update(&revoked.digest());
         let id = PolicyId(hash.finish());
         Self {
             id,
@@ -163,7 +163,10 @@ impl ClientCerts {
         if self.revoked.lists().is_empty() {
             return Vec::new();
         }
-        let without = self.authorities.iter().filter(|one| !self.revoked.has_one_of(one));
+        let without = self
+            .authorities
+            .iter()
+            .filter(|one| !self.revoked.has_one_by(one.subject_name()));
         without.map(|authority| name(authority.subject_name()).0).collect()
     }
 
@@ -243,19 +246,27 @@ impl ClientCerts {
         ssl.param_mut().set_depth(i32::try_from(self.depth).unwrap_or(i32::MAX));
         match self.revoked.lists().is_empty() {
             true => ssl.set_verify(verify),
-            false => ssl.set_verify_callback(verify, may_lack_list),
+            false => {
+                let revoked = self.revoked.clone();
+                ssl.set_verify_callback(verify, move |is_good, context| may_go_on(&revoked, is_good, context));
+            }
         }
     }
 }
 
 /// Goes on where an authority has no list at all: lists of one domain's authority must not shut out the clients of
-/// all others. One that is over is not good enough.
-fn may_lack_list(is_good: bool, context: &mut X509StoreContextRef) -> bool {
-    if !is_good && context.error().as_raw() == X509_V_ERR_UNABLE_TO_GET_CRL {
-        context.set_error(X509VerifyResult::OK);
-        return true;
+/// all others. One that is over, or not for this certificate, is not good enough.
+fn may_go_on(revoked: &RevocationLists, is_good: bool, context: &mut X509StoreContextRef) -> bool {
+    if is_good || context.error().as_raw() != X509_V_ERR_UNABLE_TO_GET_CRL {
+        return is_good;
     }
-    is_good
+    let has_none = context
+        .current_cert()
+        .is_some_and(|certificate| !revoked.has_one_by(certificate.issuer_name()));
+    if has_none {
+        context.set_error(X509VerifyResult::OK);
+    }
+    has_none
 }
 
 impl NameSource {

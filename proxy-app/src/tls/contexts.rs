@@ -4,6 +4,7 @@
 //! Certificate, chain, key and authorities are put into a context once and not into each handshake. What is in a context
 //! is not known here.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use openssl::error::ErrorStack;
@@ -52,6 +53,11 @@ impl Contexts {
             context: context.clone(),
         });
         Ok(context)
+    }
+
+    /// Throws those away whose rules are not in force any more: with them go lists of revoked certificates, which are large.
+    pub(super) fn keep(&self, rules: &HashSet<PolicyId>) {
+        self.0.lock().retain(|kept| rules.contains(&kept.rules));
     }
 
     /// How many there are.

@@ -2,7 +2,8 @@
 //!
 //! AWS-LC asks for the five octets of a record's header, then for its body, then in vain for the next header. Here all that
 //! is there is read at once, as far as it is little, and kept for the next question. What is kept takes memory only while
-//! there is something.
+//! there is something. The library's own reading ahead allocates room for the largest record in each flight, and was dearer
+//! (docs/performance.md).
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -3,7 +3,7 @@
 //! A virtual host is a domain as its web users see it. Host names are looked up here and nowhere else, so that
 //! handshake and request cannot disagree. [`crate::tls`] decides which certificate is shown.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -210,6 +210,13 @@ impl VirtualHosts {
             .chain(addresses)
             .chain([(String::new(), self.other.client_certs.id())]);
         all.filter(|(_, id)| *id != ClientCerts::off().id()).collect()
+    }
+
+    /// The rules for client certificates of all names.
+    pub(crate) fn policies(&self) -> HashSet<PolicyId> {
+        let named = self.exact.values().chain(self.wildcard.values());
+        let all = named.chain(self.by_address.values()).chain([&self.other]);
+        all.map(|vhost| vhost.client_certs.id()).collect()
     }
 
     fn is_address(&self, host: &str) -> bool {
