@@ -13,8 +13,6 @@ use crate::tls::certificate_store::CertStore;
 /// A certificate of an authority of which less than this part of its life is left has missed its renewal. Renewal begins
 /// with a third of it left, and nobody may put it off beyond a quarter.
 const LATE: i64 = 6;
-const HOUR: i64 = 60 * 60;
-const DAY: i64 = 24 * HOUR;
 
 /// The default certificate, and those of the domains under all their virtual host names. A pair of the directory that
 /// cannot be used is left out, with a warning: the previous one stays, and where there was none the default is shown.
@@ -68,16 +66,13 @@ pub(crate) fn cert_store(
 
 /// Warns of a certificate of an authority that should have been replaced long ago.
 fn late_renewal(domain: &str, pair: &CertKey) -> Option<Problem> {
-    let left = pair.seconds_left();
-    if left >= pair.lifetime() / LATE {
+    // One that has expired is told of elsewhere.
+    if !(0..pair.lifetime() / LATE).contains(&pair.seconds_left()) {
         return None;
     }
-    let left = match left / DAY {
-        0 => format!("{} hours", (left / HOUR).max(0)),
-        days => format!("{days} days"),
-    };
+    let end = pair.leaf().not_after();
     let message = format!(
-        "its certificate of the authority ends in {left}, and should have been renewed: portico certificates says why"
+        "its certificate of the authority ends on {end}, and should have been renewed: portico certificates says why"
     );
     Some(warning(format!("domains.{domain}"), message))
 }
@@ -228,6 +223,19 @@ mod tests {
             assert_eq!((is_own("good.test"), is_own("bad.test")), (true, !shows_default));
             // No certificate is good for it: that of its domain is as good as another.
             assert!(is_own("other.test"));
+        }
+    }
+
+    #[test]
+    fn a_renewal_that_is_late_is_told() {
+        for (left, is_late) in [(1_000, true), (-1_000, false), (90_000, false)] {
+            // Its life began 10,000 seconds ago.
+            let [certificate, key] = pair(left, "a.test");
+            let pair = CertKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+            let late = late_renewal("a.test", &pair).map(|late| late.to_string());
+            assert_eq!(late.is_some(), is_late, "{left} of {}", pair.lifetime());
+            let says = "should have been renewed: portico certificates says why";
+            assert!(late.is_none_or(|late| late.ends_with(says) && late.contains("domains.a.test")));
         }
     }
 
