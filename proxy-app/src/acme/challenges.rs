@@ -21,10 +21,19 @@ pub(crate) struct Challenges {
 struct OpenChallenges {
     /// By token.
     answers: HashMap<String, String>,
-    /// By name, in lower case.
-    contexts: HashMap<String, SslContext>,
+    /// Names, in lower case, the newest last. There may be two of a name: of an order, and of a request to ourselves.
+    contexts: Vec<OwnHandshake>,
+    /// How many handshakes there have been.
+    numbered: u64,
     /// Those of orders of other nodes.
     of_others: Vec<OthersChallenge>,
+}
+
+/// A handshake of this node for a name.
+struct OwnHandshake {
+    number: u64,
+    name: String,
+    context: SslContext,
 }
 
 /// A challenge of an order of another node.
@@ -68,7 +77,8 @@ pub(crate) struct OpenChallenge {
 /// By what an authority asks for an answer.
 enum AskedFor {
     Token(String),
-    Name(String),
+    /// A name, by the number of its handshake.
+    Name(u64),
 }
 
 impl Challenges {
@@ -80,8 +90,16 @@ impl Challenges {
 
     /// Does handshakes for a challenge of this name in this context from now on.
     pub(crate) fn open_handshakes(self: &Arc<Self>, name: &str, context: SslContext) -> OpenChallenge {
-        self.open.lock().contexts.insert(name.to_owned(), context);
-        self.opened(AskedFor::Name(name.to_owned()))
+        let mut open = self.open.lock();
+        open.numbered += 1;
+        let number = open.numbered;
+        open.contexts.push(OwnHandshake {
+            number,
+            name: name.to_owned(),
+            context,
+        });
+        drop(open);
+        self.opened(AskedFor::Name(number))
     }
 
     fn opened(self: &Arc<Self>, asked: AskedFor) -> OpenChallenge {
@@ -129,8 +147,8 @@ impl Challenges {
     /// The context of a handshake for a challenge of this name, if one is open.
     pub(crate) fn context(&self, name: &str) -> Option<SslContext> {
         let open = self.open.lock();
-        let own = open.contexts.get(name).cloned();
-        own.or_else(|| {
+        let mut own = open.contexts.iter().rev().filter(|own| own.name == name);
+        own.next().map(|own| own.context.clone()).or_else(|| {
             // The node of an older one may have died: the authority asks about the newest.
             let handshakes = open.lasting().filter_map(|one| match &one.answer {
                 OthersAnswer::Handshake(of, context) if of == name => Some((one.until, context)),
@@ -166,7 +184,7 @@ impl Drop for OpenChallenge {
         let mut open = self.challenges.open.lock();
         match &self.asked {
             AskedFor::Token(token) => drop(open.answers.remove(token)),
-            AskedFor::Name(name) => drop(open.contexts.remove(name)),
+            AskedFor::Name(number) => open.contexts.retain(|own| own.number != *number),
         }
         drop(open);
         if let (Some(others), Some(token)) = (self.challenges.others.get(), &self.told) {
@@ -194,9 +212,12 @@ mod tests {
     fn a_name_has_handshakes_while_its_challenge_is_open() {
         let challenges = Arc::new(Challenges::default());
         let context = challenge_context("a.test", "token.print").unwrap();
-        let open = challenges.open_handshakes("a.test", context);
+        let open = challenges.open_handshakes("a.test", context.clone());
         assert!(challenges.have_handshakes() && challenges.context("a.test").is_some());
         assert!(challenges.context("b.test").is_none());
+        // Another one of the same name takes nothing away when it ends.
+        drop(challenges.open_handshakes("a.test", context));
+        assert!(challenges.context("a.test").is_some());
         drop(open);
         assert!(!challenges.have_handshakes());
     }

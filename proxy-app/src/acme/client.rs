@@ -46,6 +46,8 @@ const UNDECIDED: &str = "the authority has not decided in time";
 const NOT_ASKED_FOR: &str = "the authority wants a proof for a name that was not asked for";
 /// Why there is none when it offers no challenge that is answered.
 const NOT_OFFERED: &str = "the authority offers none of acme.challenges for it";
+/// How long the requests to ourselves for an order may take; names that are left are not judged.
+const SELF_REQUESTS_WAIT: Duration = Duration::from_secs(60);
 /// Names of an order that are shown at one time: records in the DNS take a while to be seen.
 const PROOFS_AT_ONCE: usize = 8;
 /// The first pause between two looks, and the longest one, unless the authority says otherwise.
@@ -291,10 +293,11 @@ impl AcmeClient {
                 authority: &self.directory.meta.caa_identities,
                 kinds: &self.kinds,
             };
-            refused = check.refused(&asked).await;
+            let unobtainable = check.refused(&asked).await.into_iter();
+            refused.extend(unobtainable.map(|(name, why)| unproved(name, &ProofFailure::of_name(why))));
         }
         if let Some(ports) = self.self_request {
-            asked.retain(|name| refused.iter().all(|(refused, _)| refused != name));
+            asked.retain(|name| refused.iter().all(|refused: &RefusedName| refused.name != *name));
             let requests = SelfRequests {
                 challenges: &self.challenges,
                 resolvers: &self.resolvers,
@@ -302,16 +305,10 @@ impl AcmeClient {
                 ports,
             };
             let answer = |token: &str| self.key.key_authorization(token).map_err(|error| error.to_string());
-            let said = requests.ask(&asked, answer).await;
-            refused.extend(said.into_iter().filter_map(|(name, said)| Some((name, said.err()?))));
+            let said = requests.ask(&asked, SELF_REQUESTS_WAIT, answer).await.into_iter();
+            refused.extend(said.filter_map(|(name, said)| Some(unproved(name, &said.err()?))));
         }
-        let refused = refused.into_iter().map(|(name, why)| RefusedName {
-            name,
-            why: plain(&why),
-            wait: None,
-            fault: Fault::OfName,
-        });
-        refused.collect()
+        refused
     }
 
     /// Orders a certificate for these names, in place of the one that the authority knows by the id `replaces`.

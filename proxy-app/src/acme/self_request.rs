@@ -20,6 +20,7 @@ use crate::acme::challenge_certificate::{ACME_TLS, ACME_TLS_LIST, challenge_cont
 use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::dns::client::DnsClient;
 use crate::acme::dns::name::DnsName;
+use crate::acme::dns::proof::ProofFailure;
 use crate::acme::exchange::{AGENT, exchange_on};
 use crate::config::{ChallengeKind, SelfRequestPorts};
 
@@ -27,8 +28,6 @@ use crate::config::{ChallengeKind, SelfRequestPorts};
 const AT_ONCE: usize = 8;
 /// How long an address may take to answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
-/// How long all names of an order may take; those that are left are not judged.
-const ALL_WAIT: Duration = Duration::from_secs(60);
 /// Addresses of a name that are tried. Authorities begin with IPv6, too.
 const ADDRESSES_MAX: usize = 4;
 /// Most of an answer.
@@ -51,6 +50,8 @@ pub(crate) struct SelfRequests<'s> {
 /// What one address of a name has said.
 enum Outcome {
     Here,
+    /// The authority would ask elsewhere.
+    Redirected,
     /// Somebody else has answered, or nobody can say.
     Elsewhere(String),
     /// It cannot be reached.
@@ -58,16 +59,17 @@ enum Outcome {
 }
 
 impl SelfRequests<'_> {
-    /// Asks for names, and returns those for which it could be asked, in their order. `answer` makes what a token is
-    /// answered with by every node of this account.
+    /// Asks for names for so long, and returns those of which something can be said. `answer` makes what a token is answered
+    /// with by every node of this account.
     ///
     /// # Errors
     /// Inside: why a name does not lead here.
     pub(crate) async fn ask(
         &self,
         names: &[String],
+        limit: Duration,
         answer: impl Fn(&str) -> Result<String, String>,
-    ) -> Vec<(String, Result<(), String>)> {
+    ) -> Vec<(String, Result<(), ProofFailure>)> {
         let each: Vec<_> = names
             .iter()
             .map(|name| {
@@ -79,21 +81,22 @@ impl SelfRequests<'_> {
                 }
             })
             .collect();
-        let each = futures_util::stream::iter(each).buffered(AT_ONCE);
-        let in_time = each.take_until(Box::pin(sleep(ALL_WAIT)));
+        let each = futures_util::stream::iter(each).buffer_unordered(AT_ONCE);
+        let in_time = each.take_until(Box::pin(sleep(limit)));
         in_time.filter_map(std::future::ready).collect().await
     }
 
-    /// `None`: no web port has to do with this name, or its addresses are not known.
-    async fn ask_for(&self, name: &str, token: &str, answer: &str) -> Option<Result<(), String>> {
+    /// `None`: no web port has to do with this name, its addresses are not known, or the authority may be asking for it.
+    async fn ask_for(&self, name: &str, token: &str, answer: &str) -> Option<Result<(), ProofFailure>> {
         let kind = *self.kinds.iter().find(|kind| kind.can_show(name))?;
-        if kind == ChallengeKind::Dns01 {
+        let is_asked_for = kind == ChallengeKind::TlsAlpn01 && self.challenges.context(name).is_some();
+        if kind == ChallengeKind::Dns01 || is_asked_for {
             return None;
         }
         let mut addresses = self.resolvers.addresses(&DnsName::parse(name)?).await.ok()?;
         addresses.sort_by_key(IpAddr::is_ipv4);
         addresses.truncate(ADDRESSES_MAX);
-        Some(self.ask_at(&addresses, kind, name, token, answer).await)
+        self.ask_at(&addresses, kind, name, token, answer).await.transpose()
     }
 
     async fn ask_at(
@@ -103,9 +106,10 @@ impl SelfRequests<'_> {
         name: &str,
         token: &str,
         answer: &str,
-    ) -> Result<(), String> {
-        let _open = self.open(kind, name, token, answer).await?;
-        let mut nobody = "it has no address".to_owned();
+    ) -> Result<Option<()>, ProofFailure> {
+        let open = self.open(kind, name, token, answer).await;
+        let _open = open.map_err(ProofFailure::ours)?;
+        let mut nobody = ProofFailure::of_name("it has no address");
         for address in addresses {
             let port = match kind {
                 ChallengeKind::TlsAlpn01 => self.ports.tls,
@@ -120,9 +124,16 @@ impl SelfRequests<'_> {
             };
             let outcome = timeout(ANSWER_WAIT, asked).await;
             match outcome.unwrap_or_else(|_| Outcome::Nobody("no answer in time".to_owned())) {
-                Outcome::Here => return Ok(()),
-                Outcome::Elsewhere(what) => return Err(format!("{at} is not this Portico: {what}")),
-                Outcome::Nobody(why) => nobody = format!("{at} cannot be reached from here: {why}"),
+                Outcome::Here => return Ok(Some(())),
+                Outcome::Redirected => return Ok(None),
+                Outcome::Elsewhere(what) => {
+                    let why = format!("{at} is not this Portico: {what}");
+                    return Err(ProofFailure::of_name(why));
+                }
+                // It may be this network that does not let it through.
+                Outcome::Nobody(why) => {
+                    nobody = ProofFailure::ours(format!("{at} cannot be reached from here: {why}"));
+                }
             }
         }
         Err(nobody)
@@ -155,8 +166,7 @@ async fn by_file(at: SocketAddr, name: &str, token: &str, answer: &str) -> Outco
         .header(header::CONNECTION, "close");
     match exchange_on(stream, request, Vec::new(), ANSWER_MAX).await {
         Ok((head, body)) if head.status == StatusCode::OK && body.trim_ascii() == answer.as_bytes() => Outcome::Here,
-        // Authorities follow it; where it ends is theirs to find out.
-        Ok((head, _)) if head.status.is_redirection() => Outcome::Here,
+        Ok((head, _)) if matches!(head.status.as_u16(), 301 | 302 | 303 | 307 | 308) => Outcome::Redirected,
         Ok((head, _)) if head.status == StatusCode::OK => {
             Outcome::Elsewhere("it answers with something else".to_owned())
         }
@@ -198,6 +208,7 @@ fn client(name: &str) -> Result<Ssl, openssl::error::ErrorStack> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acme::care::Fault;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -222,23 +233,25 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_leads_here_where_a_request_comes_back() {
-        let resolvers = DnsClient::of_server("127.0.0.1:1".parse().unwrap());
+        let resolvers = DnsClient::of_servers(vec!["127.0.0.1:1".parse().unwrap()]);
         let answer = "token.print";
         for (says, expected) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: LENGTH\r\n\r\nANSWER", None),
+            ("HTTP/1.1 200 OK\r\nContent-Length: LENGTH\r\n\r\nANSWER", Ok(Some(()))),
+            // The authority follows it; where it ends is nothing that is known here.
             (
                 "HTTP/1.1 301 Moved\r\nLocation: https://a.test/\r\nContent-Length: 0\r\n\r\n",
-                None,
+                Ok(None),
             ),
+            ("HTTP/1.1 304 Same\r\nContent-Length: 0\r\n\r\n", Err("it answers 304")),
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
-                Some("something else"),
+                Err("something else"),
             ),
-            ("HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", Some("it answers 404")),
-            ("220 mail.a.test ESMTP\r\n", Some("is not this Portico")),
+            ("HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", Err("it answers 404")),
+            ("220 mail.a.test ESMTP\r\n", Err("is not this Portico")),
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n",
-                Some("is not this Portico"),
+                Err("is not this Portico"),
             ),
         ] {
             let challenges = Arc::new(Challenges::default());
@@ -256,8 +269,8 @@ mod tests {
                 .ask_at(&[at.ip()], ChallengeKind::Http01, "a.test", "token", answer)
                 .await;
             match (&said, expected) {
-                (Ok(()), None) => {}
-                (Err(why), Some(part)) if why.contains(part) => {}
+                (Ok(said), Ok(expected)) if *said == expected => {}
+                (Err(failure), Err(part)) if failure.why.contains(part) && failure.fault == Fault::OfName => {}
                 _ => panic!("{says}: {said:?}"),
             }
             // In clear text nobody shakes hands.
@@ -276,13 +289,17 @@ mod tests {
                 tls: 1,
             },
         };
-        for (addresses, expected) in [(&[closed.ip()][..], "cannot be reached"), (&[], "no address")] {
+        for (addresses, expected, fault) in [
+            (&[closed.ip()][..], "cannot be reached", Fault::Ours),
+            (&[], "no address", Fault::OfName),
+        ] {
             let said = asked.ask_at(addresses, ChallengeKind::Http01, "a.test", "token", answer);
-            let why = said.await.unwrap_err();
-            assert!(why.contains(expected), "{why}");
+            let failure = said.await.unwrap_err();
+            assert!(failure.why.contains(expected) && failure.fault == fault, "{failure:?}");
         }
         // What is not known of a name is no word against it.
-        let said = asked.ask(&["a.test".to_owned()], |token| Ok(token.to_owned())).await;
+        let own = |token: &str| Ok(token.to_owned());
+        let said = asked.ask(&["a.test".to_owned()], ANSWER_WAIT, own).await;
         assert!(said.is_empty(), "{said:?}");
     }
 }

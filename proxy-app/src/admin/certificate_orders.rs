@@ -136,7 +136,7 @@ fn other_node(env: &AdminEnv, caller: &Caller) -> Result<Option<String>, ApiErro
             conflict(format!("{node} orders certificates, and not this node"))
         }
         (OrderingNode::Other(node), _) => Ok(Some(node)),
-        // The engine holds no turns, so this node's order meets no other one.
+        // The engine holds no turns. An order at another node at the same time costs one of the authority's, and no more.
         (OrderingNode::Nobody, _) if nodes.turns_are_denied() => Ok(None),
         (OrderingNode::Nobody, _) => {
             conflict("no node orders certificates yet: some seconds after a start or a failure one does".to_owned())

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::acme::account_key::AccountKey;
-use crate::acme::care::Setback;
+use crate::acme::care::{Fault, Setback};
 use crate::acme::challenge_certificate::challenge_context;
 use crate::acme::challenges::{Challenges, OtherAnswerers, OthersAnswer, OthersChallenge};
 use crate::app::App;
@@ -47,7 +47,15 @@ impl App {
             let domain = (of != AUTHORITY).then_some(of.as_str());
             let is_known = |name: &str| self.snapshot.load().system.domain(name).is_some();
             if domain.is_none_or(is_known) {
-                self.care.take_pause(domain, Setback { count, until, why });
+                self.care.take_pause(
+                    domain,
+                    Setback {
+                        count,
+                        until,
+                        why,
+                        fault: Fault::OfName,
+                    },
+                );
             }
         }
     }
@@ -73,7 +81,7 @@ impl App {
         let authority = self.care.all().0.filter(|setback| setback.until > now);
         let authority = authority.map(|setback| (AUTHORITY.to_owned(), setback));
         let all = authority.into_iter().chain(self.care.pauses(now));
-        let shared = all.map(|(of, Setback { count, until, why })| SharedPause { of, count, until, why });
+        let shared = all.map(|(of, Setback { count, until, why, .. })| SharedPause { of, count, until, why });
         nodes.keep_pauses(shared.collect(), rest).await;
     }
 }

@@ -115,10 +115,12 @@ impl App {
         found.map(drop).map_err(|failure| failure.why())
     }
 
-    /// Whether names lead here, as far as this node can see: those for which it could be asked, each with the reason if
-    /// it does not.
+    /// Whether names lead here, as far as this node can see: those of which something can be said, each with the reason if
+    /// it does not. Nothing, where the node file does not want it: a name's address may be anybody's.
     pub(crate) async fn ask_ourselves(self: &Arc<Self>, names: &[String]) -> Vec<(String, Result<(), String>)> {
-        let Some(acme) = self.config.load().acme.clone() else {
+        let acme = self.config.load().acme.clone();
+        let wanted = acme.and_then(|acme| Some((acme.self_request?, acme)));
+        let Some((ports, acme)) = wanted else {
             return Vec::new();
         };
         let file = acme.account_key_file.clone();
@@ -128,15 +130,16 @@ impl App {
             challenges: &self.challenges,
             resolvers: &resolvers,
             kinds: &acme.challenges,
-            ports: acme.self_request.unwrap_or_default(),
+            ports,
         };
         let answer = |token: &str| match &key {
             Ok(Some(key)) => key.key_authorization(token).map_err(|error| error.to_string()),
             // Without an account only this node can answer.
             _ => Ok(format!("{token}.{token}")),
         };
-        let asked = timeout(NAMES_WAIT, requests.ask(names, answer));
-        asked.await.unwrap_or_default()
+        let said = requests.ask(names, NAMES_WAIT, answer).await.into_iter();
+        said.map(|(name, said)| (name, said.map_err(|failure| failure.why)))
+            .collect()
     }
 
     /// Makes an order now, and waits some time for its end.

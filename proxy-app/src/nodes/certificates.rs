@@ -473,7 +473,7 @@ impl Nodes {
             match StoredChallenge::read(&field, &text, now) {
                 Some((run, _)) if run == self.run => {}
                 Some((_, challenge)) => open.push(challenge),
-                // Whoever wrote it answers it, and takes it away.
+                // Whoever wrote it takes it away, or the engine does, when nothing has been ordered for a while.
                 None if wire::is_newer(&text, wire::FIELD_MAX) => {}
                 None => old.push(field),
             }

@@ -1,5 +1,6 @@
 //! Questions to name servers, each with a deadline: to resolvers, or to one server about its own zones.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -37,6 +38,28 @@ pub(crate) struct DnsClient {
     asks_others: bool,
 }
 
+/// Why something cannot be found out.
+#[derive(Debug)]
+pub(crate) struct DnsFailure {
+    /// In words.
+    pub why: String,
+    /// No server says anything: it may be no fault of the name.
+    pub is_silence: bool,
+}
+
+impl From<String> for DnsFailure {
+    fn from(why: String) -> Self {
+        let is_silence = false;
+        Self { why, is_silence }
+    }
+}
+
+impl From<DnsFailure> for String {
+    fn from(failure: DnsFailure) -> Self {
+        failure.why
+    }
+}
+
 impl DnsClient {
     /// Resolvers: these, or else the system's.
     pub(crate) async fn of_resolvers(configured: &[SocketAddr]) -> Self {
@@ -53,10 +76,10 @@ impl DnsClient {
         }
     }
 
-    /// A server that is asked about what it has itself.
-    pub(crate) fn of_server(server: SocketAddr) -> Self {
+    /// A server, by its addresses, that is asked about what it has itself.
+    pub(crate) fn of_servers(servers: Vec<SocketAddr>) -> Self {
         Self {
-            servers: vec![server],
+            servers,
             asks_others: false,
         }
     }
@@ -65,24 +88,27 @@ impl DnsClient {
     ///
     /// # Errors
     /// No server answers, or none can.
-    pub(crate) async fn ask(&self, name: &DnsName, kind: RecordType) -> Result<DnsAnswer, String> {
-        let mut why = String::new();
+    pub(crate) async fn ask(&self, name: &DnsName, kind: RecordType) -> Result<DnsAnswer, DnsFailure> {
+        let (mut why, mut is_silence) = (String::new(), true);
         for server in &self.servers {
             let message = question(rand::random(), name, kind, self.asks_others);
             match exchange(*server, &message).await {
                 Ok(answer) if matches!(answer.code, 0 | NO_NAME) => return Ok(answer),
-                Ok(answer) => why = format!("the name server {server} answers {} for {name}", code_word(answer.code)),
+                Ok(answer) => {
+                    is_silence = false;
+                    why = format!("the name server {server} answers {} for {name}", code_word(answer.code));
+                }
                 Err(error) => why = format!("the name server {server} does not answer for {name}: {error}"),
             }
         }
-        Err(why)
+        Err(DnsFailure { why, is_silence })
     }
 
     /// The name that stands in place of this one, or itself (RFC 1034 §3.6.2).
     ///
     /// # Errors
     /// It cannot be found out, or they lead in a circle.
-    pub(crate) async fn followed(&self, name: &DnsName) -> Result<DnsName, String> {
+    pub(crate) async fn followed(&self, name: &DnsName) -> Result<DnsName, DnsFailure> {
         let mut here = name.clone();
         for _ in 0..ALIASES_MAX {
             let answer = self.ask(&here, RecordType::Cname).await?;
@@ -95,14 +121,14 @@ impl DnsClient {
                 None => return Ok(here),
             }
         }
-        Err(format!("more than {ALIASES_MAX} CNAME records from {name}"))
+        Err(format!("more than {ALIASES_MAX} CNAME records from {name}").into())
     }
 
     /// The zone of a name.
     ///
     /// # Errors
     /// It cannot be found out.
-    pub(crate) async fn zone_of(&self, name: &DnsName) -> Result<DnsName, String> {
+    pub(crate) async fn zone_of(&self, name: &DnsName) -> Result<DnsName, DnsFailure> {
         let mut at = Some(name.clone());
         while let Some(here) = at {
             let answer = self.ask(&here, RecordType::Soa).await?;
@@ -114,14 +140,14 @@ impl DnsClient {
             }
             at = here.parent();
         }
-        Err(format!("no name server knows the zone of {name}"))
+        Err(format!("no name server knows the zone of {name}").into())
     }
 
     /// The addresses of a host.
     ///
     /// # Errors
     /// They cannot be found out.
-    pub(crate) async fn addresses(&self, host: &DnsName) -> Result<Vec<IpAddr>, String> {
+    pub(crate) async fn addresses(&self, host: &DnsName) -> Result<Vec<IpAddr>, DnsFailure> {
         let (mut addresses, mut failure) = (Vec::new(), None);
         for kind in [RecordType::A, RecordType::Aaaa] {
             match self.ask(host, kind).await {
@@ -143,7 +169,7 @@ impl DnsClient {
     ///
     /// # Errors
     /// They cannot be found out, or there are none.
-    pub(crate) async fn servers_of(&self, zone: &DnsName) -> Result<Vec<IpAddr>, String> {
+    pub(crate) async fn servers_of(&self, zone: &DnsName) -> Result<Vec<IpAddr>, DnsFailure> {
         let answer = self.ask(zone, RecordType::Ns).await?;
         let names = answer.answers.into_iter().filter_map(|record| match record.content {
             RecordContent::Server(name) => Some(name),
@@ -158,9 +184,16 @@ impl DnsClient {
         servers.dedup();
         servers.truncate(SERVERS_MAX);
         match servers.is_empty() {
-            true => Err(format!("the zone {zone} has no name servers with addresses")),
+            true => Err(format!("the zone {zone} has no name servers with addresses").into()),
             false => Ok(servers),
         }
+    }
+}
+
+impl fmt::Display for DnsClient {
+    /// The first address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.servers.first().map_or(Ok(()), |server| write!(f, "{server}"))
     }
 }
 

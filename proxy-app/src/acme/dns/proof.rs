@@ -10,11 +10,12 @@ use jiff::Timestamp;
 use openssl::sha::sha256;
 use route_cache::HostPort;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::acme::account_key::encode;
 use crate::acme::care::Fault;
-use crate::acme::dns::client::{DNS_PORT, DnsClient, answer_to, by_stream, code_word};
+use crate::acme::dns::client::{DNS_PORT, DnsClient, DnsFailure, answer_to, by_stream, code_word};
 use crate::acme::dns::message::{RecordContent, RecordType, TextChange, update};
 use crate::acme::dns::name::DnsName;
 use crate::acme::dns::signature::MessageKey;
@@ -29,6 +30,8 @@ pub(crate) const SPREAD_WAIT: Duration = Duration::from_secs(120);
 /// The first pause between two looks at them, and the longest one.
 const LOOK_FIRST: Duration = Duration::from_millis(250);
 const LOOK_LAST: Duration = Duration::from_secs(5);
+/// Looks at one time, for all orders: servers drop questions of those who ask too many.
+const LOOKS_AT_ONCE: usize = 32;
 /// How long the administrator's program may take.
 const PROGRAM_WAIT: Duration = Duration::from_secs(60);
 /// How often it is tried to take a record away, and the first pause in between, which is doubled.
@@ -40,6 +43,8 @@ pub(crate) struct DnsProver {
     config: AcmeDns,
     dns: Arc<DnsCache>,
     resolvers: DnsClient,
+    /// Looks at name servers that may be under way.
+    looks: Semaphore,
 }
 
 /// Why a name is not shown to be controlled.
@@ -72,6 +77,15 @@ impl ProofFailure {
     }
 }
 
+impl From<DnsFailure> for ProofFailure {
+    fn from(DnsFailure { why, is_silence }: DnsFailure) -> Self {
+        match is_silence {
+            true => Self::ours(why),
+            false => Self::of_name(why),
+        }
+    }
+}
+
 /// A record, until this is dropped.
 pub(crate) struct DnsProof {
     prover: Arc<DnsProver>,
@@ -82,7 +96,13 @@ pub(crate) struct DnsProof {
 impl DnsProver {
     /// By the means of the node file; servers of updates are found as other servers are.
     pub(crate) fn new(config: AcmeDns, dns: Arc<DnsCache>, resolvers: DnsClient) -> Self {
-        Self { config, dns, resolvers }
+        let looks = Semaphore::new(LOOKS_AT_ONCE);
+        Self {
+            config,
+            dns,
+            resolvers,
+            looks,
+        }
     }
 
     /// Puts the record for a challenge where the authority looks for it. Whatever comes of it, the record is taken away in
@@ -94,7 +114,7 @@ impl DnsProver {
         let name = name.strip_prefix("*.").unwrap_or(name);
         let name = DnsName::parse(&format!("{LABEL}.{name}"));
         let name = name.ok_or_else(|| ProofFailure::of_name("the name is too long for a record in front of it"))?;
-        let place = self.resolvers.followed(&name).await.map_err(ProofFailure::ours)?;
+        let place = self.resolvers.followed(&name).await?;
         if !is_plain(&place) {
             let why = format!("a CNAME record leads to {place}, where no record is put");
             return Err(ProofFailure::of_name(why));
@@ -161,10 +181,7 @@ impl DnsProver {
     ) -> Result<(), ProofFailure> {
         let zone = match &server.zone {
             Some(zone) => DnsName::parse(zone),
-            None => {
-                let found = DnsClient::of_server(address).zone_of(place).await;
-                Some(found.map_err(ProofFailure::ours)?)
-            }
+            None => Some(DnsClient::of_servers(vec![address]).zone_of(place).await?),
         };
         let zone = zone.ok_or_else(|| ProofFailure::ours("acme.dns.update.zone is no name"))?;
         if !place.is_within(&zone) {
@@ -195,39 +212,39 @@ impl DnsProver {
     /// # Errors
     /// Which server does not have it.
     pub(crate) async fn seen(&self, proof: &DnsProof, end: Instant) -> Result<(), ProofFailure> {
-        let servers = self.servers(&proof.place).await.map_err(ProofFailure::ours)?;
+        let servers = self.servers(&proof.place).await?;
         let mut pause = LOOK_FIRST;
         loop {
-            let looks = join_all(servers.iter().map(|server| has(*server, proof))).await;
-            let lacking = looks.iter().zip(&servers).find(|(look, _)| look.as_ref() == Ok(&false));
-            let why = match (lacking, looks.contains(&Ok(true))) {
+            let looks = join_all(servers.iter().map(|server| self.has(server, proof))).await;
+            let mut found = looks.iter().filter_map(|look| look.as_ref().ok());
+            let lacking = looks.iter().zip(&servers).find(|(look, _)| matches!(look, Ok(false)));
+            let (why, is_silence) = match (lacking, found.any(|has| *has)) {
                 (None, true) => return Ok(()),
-                (Some((_, server)), _) => format!("the name server {server} does not have it in time"),
+                (Some((_, server)), _) => (format!("the name server {server} does not have it in time"), false),
                 (None, false) => match looks.into_iter().find_map(Result::err) {
-                    Some(why) => why,
+                    Some(DnsFailure { why, is_silence }) => (why, is_silence),
                     None => return Err(ProofFailure::of_name("there is no name server to look at")),
                 },
             };
             if Instant::now() + pause > end {
-                return Err(ProofFailure::of_name(format!(
-                    "the record {} is not seen: {why}",
-                    proof.place
-                )));
+                let why = format!("the record {} is not seen: {why}", proof.place);
+                return Err(match is_silence && !self.config.servers.is_empty() {
+                    true => ProofFailure::ours(why),
+                    false => ProofFailure::of_name(why),
+                });
             }
             sleep(pause).await;
             pause = (pause * 2).min(LOOK_LAST);
         }
     }
 
-    /// The name servers that must have a record here: those of the node file, or else those of the zone.
-    async fn servers(&self, place: &DnsName) -> Result<Vec<SocketAddr>, String> {
+    /// The name servers that must have a record here: those of the node file, each by whichever of its addresses answers,
+    /// or else those of the zone.
+    async fn servers(&self, place: &DnsName) -> Result<Vec<DnsClient>, ProofFailure> {
         if !self.config.servers.is_empty() {
             let found = join_all(self.config.servers.iter().map(|server| self.addresses(server))).await;
-            let found: Vec<Vec<SocketAddr>> = found.into_iter().collect::<Result<_, _>>()?;
-            return Ok(found
-                .into_iter()
-                .filter_map(|addresses| addresses.into_iter().next())
-                .collect());
+            let found = found.into_iter().map(|addresses| addresses.map(DnsClient::of_servers));
+            return found.collect::<Result<_, _>>().map_err(ProofFailure::ours);
         }
         let zone = self.resolvers.zone_of(place).await?;
         let servers = self.resolvers.servers_of(&zone).await?;
@@ -238,9 +255,23 @@ impl DnsProver {
         };
         let at_port = |server| {
             let mut changed = changed.iter().filter(|changed| changed.ip() == server);
-            changed.next().copied().unwrap_or(SocketAddr::new(server, DNS_PORT))
+            let at = changed.next().copied();
+            DnsClient::of_servers(vec![at.unwrap_or(SocketAddr::new(server, DNS_PORT))])
         };
         Ok(servers.into_iter().map(at_port).collect())
+    }
+
+    /// Whether a server has the record.
+    async fn has(&self, server: &DnsClient, proof: &DnsProof) -> Result<bool, DnsFailure> {
+        // It is closed by nobody.
+        let _turn = self.looks.acquire().await;
+        let answer = server.ask(&proof.place, RecordType::Txt).await?;
+        if answer.answers.is_empty() && !answer.is_authoritative {
+            return Err(format!("the name server {server} does not have the zone").into());
+        }
+        let is_it =
+            |content: &RecordContent| matches!(content, RecordContent::Text(text) if *text == proof.value.as_bytes());
+        Ok(answer.answers.iter().any(|record| is_it(&record.content)))
     }
 
     /// At least one.
@@ -287,17 +318,6 @@ fn is_plain(place: &DnsName) -> bool {
     let text = place.to_string();
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     text.bytes().all(is_good) && !text.starts_with('-')
-}
-
-/// Whether a server has the record.
-async fn has(server: SocketAddr, proof: &DnsProof) -> Result<bool, String> {
-    let answer = DnsClient::of_server(server).ask(&proof.place, RecordType::Txt).await?;
-    if answer.answers.is_empty() && !answer.is_authoritative {
-        return Err(format!("the name server {server} does not have the zone"));
-    }
-    let is_it =
-        |content: &RecordContent| matches!(content, RecordContent::Text(text) if *text == proof.value.as_bytes());
-    Ok(answer.answers.iter().any(|record| is_it(&record.content)))
 }
 
 /// Seconds since 1970.
