@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use portico_tests::acme_authority::{AcmeAuthority, Resource};
 use portico_tests::browser::Browser;
 use portico_tests::certs::Pair;
 use portico_tests::portico::Portico;
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::scene::{Scene, Source};
 use crate::shared_state::{NAMES, SOON, Together, at};
+use crate::{acme, acme_strict};
 
 const TOKEN: &str = "0123456789abcdef0123";
 
@@ -637,9 +639,7 @@ fn a_browser_shows_the_sessions_of_all_nodes() -> Result<()> {
         ] {
             browser.must(&has_text(text))?;
         }
-        if let Some(folder) = std::env::var_os("PORTICO_SCREENSHOTS") {
-            browser.screenshot(&std::path::Path::new(&folder).join("sessions.png"))?;
-        }
+        draw(&browser, "sessions")?;
         browser.type_into("#filter", "bob")?;
         browser.must("document.querySelectorAll('tbody tr').length == 1")?;
         browser.click("td.act button")?;
@@ -848,6 +848,79 @@ fn a_browser_gives_a_domain_a_name_and_a_certificate() -> Result<()> {
         // Nothing is unsaved now.
         go(&browser, "overview", "Overview")?;
         no_key_in_logs(scene, &pair.key)
+    })
+}
+
+/// Draws what is to be seen, where the variable names a folder for it.
+fn draw(browser: &Browser, name: &str) -> Result<()> {
+    match std::env::var_os("PORTICO_SCREENSHOTS") {
+        Some(folder) => browser.screenshot(&std::path::Path::new(&folder).join(format!("{name}.png"))),
+        None => Ok(()),
+    }
+}
+
+/// An administrator sees what would be ordered, orders in vain, then with success, and renews.
+#[test]
+fn a_browser_orders_a_certificate() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let token_file = folder.path().join("token");
+    std::fs::write(&token_file, TOKEN)?;
+    let change = |town: &Town, authority: &AcmeAuthority, node: &mut portico_tests::config::Node, _: &mut _| {
+        authority.behave(|behaviour| behaviour.limit = Some((Resource::NewOrder, 100_000)));
+        node.admin.push(format!("http: {}", town.admin));
+        node.admin.push(format!("token_file: {}", token_file.display()));
+    };
+    acme_strict::play(&[acme::MAIL, "*.d.example"], change, |scene, authority| {
+        acme_strict::told(scene, "rateLimited")?;
+        let (address, token) = (scene.town.admin, Some(TOKEN));
+        let browser = Browser::start(scene.stage, &[])?;
+        browser.resize(1000, 1000)?;
+        log_in(&browser, &Api { address, token })?;
+        go(&browser, "domains", "Domains")?;
+        let button = "section[data-domain='d.example'] .order";
+        browser.must(&format!(
+            "document.querySelector(\"{button}\")?.textContent.startsWith('Get a certificate')"
+        ))?;
+        browser.click(button)?;
+        browser.must("document.getElementById('confirm').open")?;
+        for text in [
+            "Order a certificate for d.example?",
+            &format!("At {}:", authority.directory_url()),
+            "for mail.d.example, ",
+            "\nnot for *.d.example: a pattern is proved by DNS-01 only",
+            &format!("by http-01, answered at {}", scene.town.endpoints.http),
+        ] {
+            browser.must(&has_text(text))?;
+        }
+        draw(&browser, "order-asked")?;
+        let before = authority.asked().len();
+        browser.click("#confirm button[value='no']")?;
+        browser.must("!document.getElementById('confirm').open")?;
+        assert_eq!(authority.asked().len(), before, "nothing was ordered");
+        browser.click(button)?;
+        confirm(&browser)?;
+        browser.must(&format!(
+            "{} && {}",
+            has_text("No new certificate: "),
+            has_text("rateLimited")
+        ))?;
+        draw(&browser, "order-failed")?;
+        authority.behave(|behaviour| behaviour.limit = None);
+        browser.click(button)?;
+        confirm(&browser)?;
+        browser.must(&has_text("The new certificate is in force."))?;
+        browser.must(&has_text("Not for *.d.example: a pattern is proved by DNS-01 only"))?;
+        draw(&browser, "order-done")?;
+        acme_strict::served(scene, &[acme::MAIL])?;
+        browser.must(&format!(
+            "document.querySelector(\"{button}\").textContent == 'Renew by ACME…'"
+        ))?;
+        browser.click(button)?;
+        confirm(&browser)?;
+        until("another certificate", SOON, || {
+            Ok((authority.issued().len() == 2).then_some(()))
+        })?;
+        browser.must(&has_text("The new certificate is in force."))
     })
 }
 

@@ -28,9 +28,13 @@ export function pill(text, kind = "") {
   return h("span", { class: `pill ${kind}` }, visible(text));
 }
 
+// The same of several lines.
+function visibleLines(text) {
+  return text.split("\n").map(visible).join("\n");
+}
+
 export function note(text, kind) {
-  const lines = text.split("\n").map(visible).join("\n");
-  return h("p", { class: `note ${kind}`, role: kind === "bad" ? "alert" : "status" }, lines);
+  return h("p", { class: `note ${kind}`, role: kind === "bad" ? "alert" : "status" }, visibleLines(text));
 }
 
 // What the other nodes have said that have not done it.
@@ -141,7 +145,7 @@ export function count(number) {
 export function confirmed(title, text, yes) {
   const dialog = document.getElementById("confirm");
   document.getElementById("confirm-title").textContent = visible(title);
-  document.getElementById("confirm-text").textContent = visible(text);
+  document.getElementById("confirm-text").textContent = visibleLines(text);
   document.getElementById("confirm-yes").textContent = yes;
   dialog.returnValue = "no";
   dialog.showModal();

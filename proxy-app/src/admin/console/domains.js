@@ -35,7 +35,7 @@ function about(certificate) {
   const line = (what, ...value) => [h("dt", {}, what), h("dd", {}, value)];
   return h("dl", {},
     line("Expires", days(certificate.days_left), ` ${certificate.not_after}`),
-    line("Subject", name(certificate.subject)),
+    certificate.subject ? line("Subject", name(certificate.subject)) : null,
     line("Issuer", name(certificate.issuer)),
     line("Names", name(certificate.names.join(", "))),
     line("SHA-256", h("span", { class: "mono" }, certificate.fingerprint)));
@@ -45,7 +45,8 @@ function about(certificate) {
 function planned(plan) {
   const names = plan.names.map((one) => `for ${one.name}, ${one.why ?? `at ${(one.addresses ?? []).join(" ")}`}`);
   const out = plan.left_out.map((one) => `not for ${one.name}: ${one.why}`);
-  const ways = plan.challenges.map((one) => `by ${one.kind}, ${one.why ?? `answered at ${one.answered_at.join(" ")}`}`);
+  const answered = (one) => (one.answered_at.length > 0 ? `answered at ${one.answered_at.join(" ")}` : "in the DNS");
+  const ways = plan.challenges.map((one) => `by ${one.kind}, ${one.why ?? answered(one)}`);
   return [`At ${plan.authority}:`, ...names, ...out, ...ways, ...(plan.why ? [`It would fail: ${plan.why}`] : [])].join("\n");
 }
 
@@ -56,6 +57,12 @@ function ordered(answer) {
   if (answer.state === "issued") return [[`The new certificate is in force.${by}`, ...out].join("\n"), out.length > 0 ? "warn" : "good"];
   if (answer.state === "failed") return [[`No new certificate: ${answer.why}`, ...out].join("\n"), "bad"];
   return [`The order is under way.${by}`, "warn"];
+}
+
+// Puts this into a place below the buttons of a card, and that place into view.
+function put(place, content) {
+  place.replaceChildren(content);
+  place.scrollIntoView({ block: "nearest" });
 }
 
 // The card of a domain. What is being edited in it is lost only when it is saved or cancelled.
@@ -88,7 +95,7 @@ function card(domain, { mayChange, attempt }) {
       domain = answer.domain;
       wanted = domain.virtual_hosts.map((one) => one.name);
       draw();
-      // What had the focus is gone.
+        // What had the focus is gone.
       element.focus({ preventScroll: true });
       said.append(note(answer.in_force ? done : `${done} It is not in force on this node yet.`, answer.in_force ? "good" : "warn"));
       if (answer.warnings.length > 0) said.append(note(answer.warnings.join("\n"), "warn"));
@@ -207,14 +214,16 @@ function card(domain, { mayChange, attempt }) {
     const request = (dry) => busy(button, () => send("POST", "/v1/certificates/order", { name: domain.name, renew, dry_run: dry }));
     try {
       if (!(await confirmed(`Order a certificate for ${domain.name}?`, planned(await request(true)), "Order it"))) return;
+      put(said, note("The certificate is being ordered. This takes up to 45 seconds; an order that takes longer goes on.", "info"));
       const answer = await request(false);
       const { domains } = await get("/v1/domains", { text: domain.name });
       domain = domains.find((one) => one.name === domain.name) ?? domain;
       if (!isUnsaved(element)) draw();
-      said.append(note(...ordered(answer)));
+      put(said, note(...ordered(answer)));
     } catch (error) {
+      said.replaceChildren();
       if (error instanceof TypeError) throw error;
-      said.append(note(error.message, "bad"));
+      put(said, note(error.message, "bad"));
     }
   }
 
