@@ -99,14 +99,19 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// Columns as wide as their widest value.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: [usize; N] =
-        std::array::from_fn(|at| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0));
+pub(super) fn table(rows: &[impl AsRef<[String]>]) -> String {
+    let columns = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
+    let width = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.as_ref().get(at));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
         let cells = row
+            .as_ref()
             .iter()
-            .zip(widths)
+            .zip(&widths)
             .map(|(cell, width)| format!("{:width$}", printable(cell)));
         let line = cells.collect::<Vec<_>>().join("  ");
         let _fits = writeln!(out, "{}", line.trim_end());

@@ -10,7 +10,7 @@ use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::sha::Sha256;
 use openssl::ssl::SslContext;
-use openssl::x509::{X509, X509VerifyResult};
+use openssl::x509::{X509, X509Ref, X509VerifyResult};
 
 use super::asn1_time::{seconds_between, seconds_until};
 use crate::tls::client_certs::ClientCerts;
@@ -177,13 +177,12 @@ impl CertKey {
 
     /// SHA-256 of the certificate: two are the same if this is.
     pub(crate) fn fingerprint(&self) -> Vec<u8> {
-        let digest = self.leaf.digest(MessageDigest::sha256());
-        digest.map(|digest| digest.to_vec()).unwrap_or_default()
+        fingerprint(&self.leaf)
     }
 
     /// The same, in hexadecimal.
     pub(crate) fn fingerprint_text(&self) -> String {
-        self.fingerprint().iter().map(|byte| format!("{byte:02x}")).collect()
+        fingerprint_text(&self.leaf)
     }
 
     /// Seconds until it expires; negative if it has.
@@ -249,7 +248,18 @@ fn ticket_secret(leaf: &X509, key: &PKey<Private>) -> Result<Secret<[u8; 32]>, E
     Ok(Secret::new(sha.finish()))
 }
 
-fn names_in(leaf: &X509) -> Vec<String> {
+fn fingerprint(leaf: &X509Ref) -> Vec<u8> {
+    let digest = leaf.digest(MessageDigest::sha256());
+    digest.map(|digest| digest.to_vec()).unwrap_or_default()
+}
+
+/// SHA-256 of a certificate, in hexadecimal.
+pub(crate) fn fingerprint_text(leaf: &X509Ref) -> String {
+    fingerprint(leaf).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The names that a certificate is good for, in lower case.
+pub(crate) fn names_in(leaf: &X509Ref) -> Vec<String> {
     let names = leaf.subject_alt_names().into_iter().flatten();
     names
         .filter_map(|name| name.dnsname().map(str::to_ascii_lowercase))
@@ -269,8 +279,8 @@ fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
     PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(CertError::Key)
 }
 
-/// RFC 6125 §6.4.3: `*` stands for the whole left-most label and nothing else.
-fn covers(pattern: &str, name: &str) -> bool {
+/// Whether a certificate for `pattern` is good for this name. RFC 6125 §6.4.3: `*` stands for the whole left-most label and nothing else.
+pub(crate) fn covers(pattern: &str, name: &str) -> bool {
     let name = names::host(name);
     match pattern.strip_prefix("*.") {
         Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),

@@ -6,7 +6,7 @@ use std::pin::Pin;
 
 use mail_proxy::BoxStream;
 use openssl::error::ErrorStack;
-use openssl::ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
+use openssl::ssl::{SslConnector, SslConnectorBuilder, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,6 +17,18 @@ use crate::tls::server_sessions::{ServerSessions, SessionName};
 
 /// TLS 1.0 and 1.1 must not be used (RFC 8996).
 pub(crate) const OLDEST_UPSTREAM: SslVersion = SslVersion::TLS1_2;
+
+/// Trusts the authorities of the system.
+///
+/// # Errors
+/// They cannot be read.
+pub(crate) fn trust_system(builder: &mut SslConnectorBuilder) -> Result<(), ErrorStack> {
+    // The library looks where Debian has them. Each distribution has a place of its own for all in one file.
+    match openssl_probe::probe().cert_file {
+        Some(bundle) => builder.set_ca_file(bundle),
+        None => Ok(()),
+    }
+}
 
 /// The client's side of TLS, towards mailbox servers.
 pub(crate) struct UpstreamTrust {
@@ -72,9 +84,8 @@ impl UpstreamTrust {
                 store.add_cert(authority)?;
             }
             builder.set_cert_store(store.build());
-        } else if let Some(bundle) = openssl_probe::probe().cert_file {
-            // The library looks where Debian has them. Each distribution has a place of its own for all in one file.
-            builder.set_ca_file(bundle)?;
+        } else {
+            trust_system(&mut builder)?;
         }
         if let Some((certificate, key)) = own {
             builder.set_certificate_chain_file(certificate)?;

@@ -32,9 +32,14 @@ pub(crate) fn encode(version: ProxyVersion, facts: &ConnectionFacts) -> Vec<u8> 
     match (version, is_known) {
         (ProxyVersion::V1, false) => b"PROXY UNKNOWN\r\n".to_vec(),
         (ProxyVersion::V1, true) => v1(source, destination),
-        (ProxyVersion::V2, false) => [V2_SIGNATURE.as_slice(), &[0x20, 0x00, 0, 0]].concat(),
+        (ProxyVersion::V2, false) => local(),
         (ProxyVersion::V2, true) => v2(source, destination, &facts.tls.as_ref().map(of_tls).unwrap_or_default()),
     }
+}
+
+/// The header of a connection that is relayed for nobody (`LOCAL`).
+pub(crate) fn local() -> Vec<u8> {
+    [V2_SIGNATURE.as_slice(), &[0x20, 0x00, 0, 0]].concat()
 }
 
 /// `PROXY TCP4 192.0.2.1 192.0.2.9 56324 443 CRLF`
