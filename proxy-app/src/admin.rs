@@ -36,6 +36,7 @@ pub(crate) mod domains;
 pub(crate) mod everywhere;
 pub(crate) mod health;
 pub(crate) mod holds;
+pub(crate) mod live_probes;
 pub(crate) mod move_steps;
 pub(crate) mod moves;
 pub(crate) mod nodes;

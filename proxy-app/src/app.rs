@@ -47,6 +47,7 @@ pub(crate) mod changes;
 pub(crate) mod doors;
 pub(crate) mod env;
 pub(crate) mod listeners;
+pub(crate) mod live_probe;
 mod moved;
 pub(crate) mod moves;
 mod orders_among_nodes;

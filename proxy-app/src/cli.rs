@@ -18,6 +18,7 @@ use crate::process::upgrade::{SuccessorCommand, UpgradeRequest};
 pub(crate) mod admin_client;
 pub(crate) mod asking;
 pub(crate) mod certificate;
+mod live_probe;
 pub(crate) mod moves;
 pub(crate) mod node;
 pub(crate) mod nodes;

@@ -29,7 +29,7 @@ use crate::tls::record_reader::RecordReader;
 use crate::tls::ticket_keys::TicketKeys;
 use crate::tls::vhosts::VirtualHosts;
 
-mod asn1_time;
+pub(crate) mod asn1_time;
 pub(crate) mod certificate;
 pub(crate) mod certificate_diff;
 pub(crate) mod certificate_store;
@@ -40,6 +40,7 @@ mod distinguished_name;
 pub(crate) mod failure;
 pub(crate) mod handshake_counts;
 pub(crate) mod host_headers;
+pub(crate) mod probe_client;
 pub(crate) mod profile;
 pub(crate) mod record_reader;
 pub(crate) mod revocation;

@@ -55,6 +55,7 @@ mod paths;
 mod pipelining;
 mod policy;
 mod previews;
+mod probes;
 mod prov;
 mod proxy_protocol;
 mod real_web;

@@ -24,8 +24,8 @@ use crate::admin::everywhere::{self, everywhere};
 use crate::admin::preview::{self, PROPOSAL_MAX};
 use crate::admin::turns::Turns;
 use crate::admin::{
-    act, certificate_orders, console, domains, health, holds, move_steps, moves, nodes, route, sessions, taken,
-    throttle,
+    act, certificate_orders, console, domains, health, holds, live_probes, move_steps, moves, nodes, route, sessions,
+    taken, throttle,
 };
 use crate::app::env::AdminEnv;
 
@@ -104,6 +104,7 @@ fn described() -> (Router<Arc<AdminEnv>>, OpenApi) {
         .routes(routes!(health::order_upstream))
         .routes(routes!(health::certificates))
         .routes(routes!(certificate_orders::order))
+        .routes(routes!(live_probes::probe))
         .routes(routes!(domains::list))
         .routes(routes!(domains::set_virtual_hosts))
         .routes(routes!(domains::set_certificate, domains::remove_certificate))

@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::{standing, taken};
+use crate::admin::{live_probes, standing, taken};
 use crate::app::env::AdminEnv;
 use crate::nodes::{ANSWERS, Local, NodeDuty, Nodes, Said, SelfReport, StandingOrder};
 
@@ -47,6 +47,9 @@ struct SharedRequest {
     all: bool,
     /// Whether it waits for something, and does nothing meanwhile.
     waits: bool,
+    /// All nodes begin it at the same time, and have so long for it. `None`: this node does it first, and the others if
+    /// it has not refused.
+    within: Option<Duration>,
 }
 
 const fn shared(method: Method, path: &'static str) -> SharedRequest {
@@ -55,6 +58,7 @@ const fn shared(method: Method, path: &'static str) -> SharedRequest {
         path,
         all: true,
         waits: false,
+        within: None,
     }
 }
 
@@ -64,6 +68,12 @@ impl SharedRequest {
         self
     }
 
+    /// A request that takes a while on each node.
+    const fn at_once(mut self, within: Duration) -> Self {
+        self.within = Some(within);
+        self.waiting()
+    }
+
     const fn on_request(mut self) -> Self {
         self.all = false;
         self
@@ -71,7 +81,7 @@ impl SharedRequest {
 }
 
 /// All of them. A node takes no other request from another one.
-static SHARED: [SharedRequest; 15] = [
+static SHARED: [SharedRequest; 16] = [
     shared(Method::GET, "/v1/sessions"),
     shared(Method::POST, "/v1/sessions/kick"),
     shared(Method::POST, "/v1/sessions/end"),
@@ -87,6 +97,7 @@ static SHARED: [SharedRequest; 15] = [
     shared(Method::POST, "/v1/drain").on_request(),
     shared(Method::DELETE, "/v1/drain").on_request(),
     shared(Method::POST, "/v1/certificates/order").waiting().on_request(),
+    shared(Method::GET, "/v1/certificates/probe").at_once(live_probes::PROBED),
 ];
 
 /// Whether a request is passed on, for the description of the API.
@@ -180,7 +191,7 @@ async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, nex
         (true, None) if shared.all => {
             let passed = passed?;
             let here = next.run(Request::from_parts(parts, Body::from(body)));
-            match passed.waits() {
+            match shared.within.or_else(|| passed.waits()) {
                 Some(within) => {
                     let (here, said) = tokio::join!(here, passed.to_others(nodes, within));
                     together(nodes, here, said).await
@@ -423,6 +434,7 @@ mod tests {
         assert!(!accepted(&format!("GET /v1/sessions?{}", "a".repeat(QUERY_MAX + 1))));
         let waits = |verb: &str| meant(verb).is_some_and(|(shared, _)| shared.waits);
         assert!(waits("POST /v1/directory/wait?") && waits("POST /v1/routes/confirm"));
+        assert!(waits("GET /v1/certificates/probe?name=a.test"));
         assert!(!waits("POST /v1/sessions/kick?") && !waits("POST /v1/drain"));
         let request = request_of("proxy2", "GET /v1/sessions?user=a", &Value::Null).unwrap();
         assert_eq!(request.uri(), "/v1/sessions?user=a&limit=500");

@@ -336,7 +336,8 @@ impl Certificate {
     }
 }
 
-fn distinguished(name: &X509NameRef) -> String {
+/// A name of a certificate as people write it.
+pub(super) fn distinguished(name: &X509NameRef) -> String {
     let parts = name.entries().map(|entry| {
         let value = entry.data().to_string().unwrap_or_default();
         format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))

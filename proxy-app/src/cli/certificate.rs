@@ -1,4 +1,4 @@
-//! `portico certificate`: orders certificates of the ACME authority.
+//! `portico certificate`: orders certificates of the ACME authority, and looks at those that clients are shown.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,7 +8,10 @@ use clap::Subcommand;
 use hyper::Method;
 
 use crate::admin::certificate_orders::{CertificateOrdered, CertificateRequestOrder};
-use crate::cli::asking::{ApiArgs, print, printable};
+use crate::admin::live_probes::LiveProbe;
+use crate::cli::asking::{ApiArgs, path_with, print, printable};
+use crate::cli::live_probe::{HERE, Seen};
+use crate::cli::nodes::{Everywhere, ScopeArgs};
 
 /// What can be done about a certificate.
 #[derive(Debug, Subcommand)]
@@ -29,10 +32,19 @@ pub(crate) enum CertificateVerb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Look at the names of a domain as clients do: the DNS, and the certificate that each TLS listener of each node
+    /// shows. Exits with 1 if one is shown no certificate that is good for it.
+    Probe {
+        /// The domain, or one of its virtual host names.
+        name: String,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        scope: ScopeArgs,
+    },
 }
 
 impl CertificateVerb {
-    /// Orders, and prints what has become of it.
+    /// Orders or looks, and prints what has become of it.
     ///
     /// # Errors
     /// No process answers, it refuses the request, or there is no certificate.
@@ -40,6 +52,7 @@ impl CertificateVerb {
         let (name, renew, dry_run) = match self {
             Self::Request { name, dry_run } => (name, false, dry_run),
             Self::Renew { name, dry_run } => (name, true, dry_run),
+            Self::Probe { name, scope } => return probe(name, &scope, api, conf).await,
         };
         let body = CertificateRequestOrder { name, renew, dry_run };
         let client = api.client(conf)?;
@@ -48,6 +61,18 @@ impl CertificateVerb {
         anyhow::ensure!(answer.why.is_none(), "{}", printable(&answer.why.unwrap_or_default()));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+async fn probe(name: String, scope: &ScopeArgs, api: &ApiArgs, conf: &Path) -> anyhow::Result<ExitCode> {
+    let [local, node] = scope.fields();
+    let here = node.1.clone().unwrap_or_else(|| HERE.to_owned());
+    let path = path_with("/v1/certificates/probe", [("name", Some(name)), local, node]);
+    let answer: Everywhere<LiveProbe> = api.client(conf)?.get(&path).await?;
+    let output = answer.show_all(api, |all| Seen::new(all, &here).text())?;
+    print(&output.text)?;
+    output.complete()?;
+    Seen::new(&answer, &here).complete()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn ordered(answer: &CertificateOrdered) -> String {

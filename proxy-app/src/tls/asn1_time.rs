@@ -11,6 +11,6 @@ pub(super) fn seconds_between(begin: &Asn1TimeRef, end: &Asn1TimeRef) -> Option<
 }
 
 /// Seconds from now to this time, negative if it is past; `None`: it is no time.
-pub(super) fn seconds_until(time: &Asn1TimeRef) -> Option<i64> {
+pub(crate) fn seconds_until(time: &Asn1TimeRef) -> Option<i64> {
     seconds_between(&*Asn1Time::days_from_now(0).ok()?, time)
 }

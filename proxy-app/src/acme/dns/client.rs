@@ -29,6 +29,30 @@ const SERVERS_MAX: usize = 16;
 /// Where the system's resolvers stand.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// What is known of a host.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostRecords {
+    /// Whether the name is there at all.
+    pub exists: bool,
+    /// The names that stand in its place, one after the other (RFC 1034 §3.6.2).
+    pub aliases: Vec<DnsName>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl HostRecords {
+    fn add(&mut self, answer: DnsAnswer) {
+        self.exists |= answer.code != NO_NAME;
+        for record in answer.answers {
+            match record.content {
+                RecordContent::Address(address) => self.addresses.push(address),
+                RecordContent::Alias(to) if !self.aliases.contains(&to) => self.aliases.push(to),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Servers that answer alike.
 #[derive(Debug, Clone)]
 pub(crate) struct DnsClient {
@@ -148,20 +172,26 @@ impl DnsClient {
     /// # Errors
     /// They cannot be found out.
     pub(crate) async fn addresses(&self, host: &DnsName) -> Result<Vec<IpAddr>, DnsFailure> {
-        let (mut addresses, mut failure) = (Vec::new(), None);
-        for kind in [RecordType::A, RecordType::Aaaa] {
-            match self.ask(host, kind).await {
-                Ok(answer) => addresses.extend(answer.answers.into_iter().filter_map(|record| match record.content {
-                    RecordContent::Address(address) => Some(address),
-                    _ => None,
-                })),
+        self.host(host).await.map(|records| records.addresses)
+    }
+
+    /// The addresses of a host, and the names that stand in its place.
+    ///
+    /// # Errors
+    /// They cannot be found out.
+    pub(crate) async fn host(&self, host: &DnsName) -> Result<HostRecords, DnsFailure> {
+        let both = tokio::join!(self.ask(host, RecordType::A), self.ask(host, RecordType::Aaaa));
+        let (mut records, mut failure) = (HostRecords::default(), None);
+        for answer in [both.0, both.1] {
+            match answer {
+                Ok(answer) => records.add(answer),
                 Err(why) => failure = Some(why),
             }
         }
         // Those of one family will do where the other cannot be asked for.
-        match failure.filter(|_| addresses.is_empty()) {
+        match failure.filter(|_| records.addresses.is_empty()) {
             Some(why) => Err(why),
-            None => Ok(addresses),
+            None => Ok(records),
         }
     }
 
@@ -298,6 +328,36 @@ fn resolvers(text: &str) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acme::dns::message::DnsRecord;
+
+    #[test]
+    fn a_host_is_known_by_the_answers_for_both_families() {
+        let name = |text: &str| DnsName::parse(text).unwrap();
+        let record = |at: &str, content: RecordContent| DnsRecord {
+            name: name(at),
+            content,
+        };
+        let address = |at: &str, ip: &str| record(at, RecordContent::Address(ip.parse().unwrap()));
+        let alias = || record("a.test", RecordContent::Alias(name("b.test")));
+        let answer = |code: u8, answers: Vec<DnsRecord>| DnsAnswer {
+            code,
+            is_truncated: false,
+            is_authoritative: false,
+            answers,
+            authorities: Vec::new(),
+        };
+        let mut records = HostRecords::default();
+        records.add(answer(NO_NAME, Vec::new()));
+        assert_eq!(records, HostRecords::default());
+        records.add(answer(0, vec![alias(), address("b.test", "192.0.2.1")]));
+        records.add(answer(0, vec![alias(), address("b.test", "2001:db8::1")]));
+        let expected = HostRecords {
+            exists: true,
+            aliases: vec![name("b.test")],
+            addresses: ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap()).into(),
+        };
+        assert_eq!(records, expected);
+    }
 
     #[test]
     fn resolvers_are_those_of_the_system() {

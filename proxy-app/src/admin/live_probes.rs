@@ -1,0 +1,221 @@
+//! What clients see of the names of a domain at this node, over the admin API: a look, which changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use openssl::x509::X509Ref;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use utoipa::ToSchema;
+
+use crate::admin::api_error::ApiError;
+use crate::admin::health::distinguished;
+use crate::admin::turns::Turns;
+use crate::app::env::AdminEnv;
+use crate::app::live_probe::{ProbePlan, ProbeRefusal, SeenListener, SeenName};
+use crate::tls::asn1_time::seconds_until;
+use crate::tls::certificate::{fingerprint_text, names_in};
+
+/// How long a node has for it, as others see it: for its turn, and for the look itself.
+pub(super) const PROBED: Duration = Duration::from_secs(30);
+/// How long a look that somebody else has asked for is waited for.
+const TURN: Duration = Duration::from_secs(4);
+/// Names of a certificate that are listed: it may come from anybody.
+const NAMES: usize = 100;
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+
+/// Whose names to look at.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ProbeQuery {
+    /// A domain, by its name or by one of its virtual host names.
+    name: String,
+}
+
+/// What a client sees of the names of a domain.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub(crate) struct LiveProbe {
+    /// The domain.
+    pub domain: String,
+    /// Its virtual host names, in alphabetical order; at most 50.
+    pub names: Vec<ProbedName>,
+    /// How many more it has.
+    pub more: u64,
+    /// The certificates that were shown.
+    pub certificates: Vec<ProbedCertificate>,
+}
+
+/// A virtual host name as clients see it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ProbedName {
+    /// The name, or a pattern `*.name`.
+    pub name: String,
+    /// The name that was looked for in place of a pattern.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
+    /// Its addresses, as the resolvers of this node know them (`acme.resolvers`, or the system's).
+    pub addresses: Vec<String>,
+    /// The names that stand in its place there (CNAME records), one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Why there are no addresses.
+    pub dns_problem: Option<String>,
+    /// What each TLS listener for web and mail clients shows for it.
+    pub listeners: Vec<ProbedListener>,
+}
+
+/// What a listener shows for a name.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ProbedListener {
+    /// Its address, as configured.
+    pub listener: String,
+    /// `HTTPS`, `IMAPS`, `POP3S`, `IMAP STARTTLS` or `POP3 STLS`.
+    pub service: String,
+    /// The certificate: its SHA-256 fingerprint. Absent where none was shown.
+    pub fingerprint: Option<String>,
+    /// Whether it is good for the name.
+    pub covered: bool,
+    /// Whether it is the certificate that this node has in force for the name.
+    pub in_force: bool,
+    /// Version of TLS.
+    pub protocol: Option<String>,
+    /// What is wrong: there is no certificate, it is not good for the name or not at this time, or it is not the one in
+    /// force. `null`: nothing.
+    pub problem: Option<String>,
+}
+
+/// A certificate that was shown.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ProbedCertificate {
+    /// SHA-256 fingerprint, in hexadecimal.
+    pub fingerprint: String,
+    /// Names that it is valid for; at most 100.
+    pub names: Vec<String>,
+    /// Subject.
+    pub subject: String,
+    /// Issuer.
+    pub issuer: String,
+    /// When it expires.
+    pub not_after: String,
+    /// Days until then; negative if it has expired.
+    pub days_left: i64,
+    /// Why the authorities of this machine do not vouch for it, which need not be those of its clients. `null`: they do.
+    pub untrusted: Option<String>,
+}
+
+/// Looks at the virtual host names of a domain as clients do: what the DNS says of each, and which certificate each TLS
+/// listener for web and mail clients shows for it, in a real handshake. Nothing is changed; each look is a connection
+/// from this node's own address. It takes up to half a minute.
+#[utoipa::path(get, path = "/v1/certificates/probe", params(ProbeQuery), responses(
+    (status = 200, body = LiveProbe),
+    (status = 404, description = "No domain has this name", body = ApiError),
+    (status = 409, description = "The domain has no virtual host name", body = ApiError),
+    (status = 503, description = "Somebody else looks at the moment", body = ApiError),
+))]
+pub(crate) async fn probe(
+    State(env): State<Arc<AdminEnv>>,
+    Extension(turns): Extension<Arc<Turns>>,
+    Query(query): Query<ProbeQuery>,
+) -> Result<Json<LiveProbe>, ApiError> {
+    let plan = env.app.plan_probe(&query.name).map_err(refusal)?;
+    let Ok(Ok(_turn)) = timeout(TURN, turns.probes.acquire()).await else {
+        let why = "others are being looked at: ask again in half a minute";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    };
+    let failed = |why| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, why);
+    let seen = env.app.probe(&plan).await.map_err(failed)?;
+    Ok(Json(LiveProbe::new(plan, seen)))
+}
+
+fn refusal(why: ProbeRefusal) -> ApiError {
+    match why {
+        ProbeRefusal::NoSuchName(why) => ApiError::new(StatusCode::NOT_FOUND, why),
+        ProbeRefusal::NoNames(why) => ApiError::new(StatusCode::CONFLICT, why),
+    }
+}
+
+impl LiveProbe {
+    fn new(plan: ProbePlan, seen: Vec<SeenName>) -> Self {
+        let mut certificates: Vec<ProbedCertificate> = Vec::new();
+        let listeners = seen.iter().flat_map(|name| &name.listeners);
+        for certificate in listeners.filter_map(|listener| listener.certificate.as_ref().ok()) {
+            let (leaf, distrust) = (&certificate.shown.leaf, &certificate.shown.distrust);
+            let fingerprint = fingerprint_text(leaf);
+            if certificates.iter().all(|known| known.fingerprint != fingerprint) {
+                certificates.push(ProbedCertificate::new(fingerprint, leaf, distrust.clone()));
+            }
+        }
+        Self {
+            domain: plan.domain,
+            names: seen.into_iter().map(ProbedName::new).collect(),
+            more: plan.more as u64,
+            certificates,
+        }
+    }
+}
+
+impl ProbedCertificate {
+    fn new(fingerprint: String, leaf: &X509Ref, untrusted: Option<String>) -> Self {
+        let mut names = names_in(leaf);
+        names.truncate(NAMES);
+        Self {
+            fingerprint,
+            names,
+            subject: distinguished(leaf.subject_name()),
+            issuer: distinguished(leaf.issuer_name()),
+            not_after: leaf.not_after().to_string(),
+            days_left: seconds_until(leaf.not_after()).unwrap_or(0).div_euclid(DAY),
+            untrusted,
+        }
+    }
+}
+
+impl ProbedName {
+    fn new(seen: SeenName) -> Self {
+        let listeners = seen.listeners.iter();
+        let listeners = listeners.map(|listener| ProbedListener::new(listener, &seen.asked));
+        let listeners = listeners.collect();
+        let (addresses, aliases, dns_problem) = match seen.records {
+            Err(why) => (Vec::new(), Vec::new(), Some(why)),
+            Ok(records) => {
+                let why = match (records.addresses.is_empty(), records.exists) {
+                    (false, _) => None,
+                    (true, true) => Some("it has no address in the DNS".to_owned()),
+                    (true, false) => Some("it is not in the DNS".to_owned()),
+                };
+                (records.addresses, records.aliases, why)
+            }
+        };
+        Self {
+            asked: seen.name.starts_with("*.").then_some(seen.asked),
+            name: seen.name,
+            addresses: addresses.iter().map(ToString::to_string).collect(),
+            aliases: aliases.iter().map(ToString::to_string).collect(),
+            dns_problem,
+            listeners,
+        }
+    }
+}
+
+impl ProbedListener {
+    fn new(seen: &SeenListener, asked: &str) -> Self {
+        let shown = seen.certificate.as_ref().ok();
+        let problem = match &seen.certificate {
+            Ok(certificate) => certificate.problem(asked),
+            Err(why) => Some(why.clone()),
+        };
+        Self {
+            listener: seen.address.to_string(),
+            service: seen.service.to_owned(),
+            fingerprint: shown.map(|certificate| fingerprint_text(&certificate.shown.leaf)),
+            covered: shown.is_some_and(|certificate| certificate.is_good_for_name),
+            in_force: shown.is_some_and(|certificate| certificate.is_in_force),
+            protocol: shown.map(|certificate| certificate.shown.version.to_owned()),
+            problem,
+        }
+    }
+}
