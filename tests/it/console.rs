@@ -19,6 +19,7 @@ use portico_tests::wire::Wire;
 use portico_tests::{Stage, until};
 use serde_json::{Value, json};
 
+use crate::probes::{GONE, TwoNodes};
 use crate::scene::{Scene, Source};
 use crate::shared_state::{NAMES, SOON, Together, at};
 use crate::{acme, acme_strict};
@@ -857,6 +858,83 @@ fn draw(browser: &Browser, name: &str) -> Result<()> {
         Some(folder) => browser.screenshot(&std::path::Path::new(&folder).join(format!("{name}.png"))),
         None => Ok(()),
     }
+}
+
+const CHECKED: &str = "section[data-domain='a.example']";
+
+/// Presses the button, and waits until the page says this.
+fn check_live(browser: &Browser, verdict: &str) -> Result<()> {
+    browser.click(&format!("{CHECKED} .check-live"))?;
+    browser.must(&has_text("Every name is looked up, and asked for at every listener."))?;
+    browser.must(&has_text(verdict))
+}
+
+/// What clients see of the names of a domain on both nodes; then one of them has another certificate, and a name that
+/// the DNS and the other node do not know.
+#[test]
+fn a_browser_shows_what_clients_see_of_each_name_on_every_node() -> Result<()> {
+    Stage::run(|stage| {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, stage.port()?);
+        let token_file = stage.file("console.token", TOKEN)?;
+        let two = TwoNodes::start(stage, |node| {
+            if node.name == NAMES[0] {
+                node.admin.push(format!("http: {address}"));
+                node.admin.push(format!("token_file: {}", token_file.display()));
+            }
+        })?;
+        let browser = Browser::start(stage, &[])?;
+        let token = Some(TOKEN);
+        browser.resize(1280, 1400)?;
+        log_in(&browser, &Api { address, token })?;
+        go(&browser, "domains", "Domains")?;
+        browser.type_into("#search", "a.example")?;
+        browser.must(&format!(
+            "document.querySelectorAll('section.domain').length == 1 && document.querySelector(\"{CHECKED}\")"
+        ))?;
+        check_live(&browser, "Every name is shown its certificate everywhere.")?;
+        for text in [
+            NAMES[0],
+            NAMES[1],
+            "127.0.0.7",
+            "alias of front.a.example",
+            "IMAP STARTTLS",
+            "✓ 36",
+        ] {
+            browser.must(&has_text(text))?;
+        }
+        let count = |kind: &str| format!("document.querySelectorAll(\"{CHECKED} td .pill.{kind}\").length");
+        browser.must(&format!("{} == 20 && {} == 0", count("good"), count("bad")))?;
+        draw(&browser, "live-good")?;
+        two.renew(1)?;
+        check_live(&browser, "but not everywhere the same one.")?;
+        browser.must(&format!("{} == 10 && {} == 10", count("good"), count("warn")))?;
+        draw(&browser, "live-other")?;
+        two.add_name(0, GONE)?;
+        check_live(&browser, "6 of 26 are not as they should be.")?;
+        for text in [
+            "it is not in the DNS",
+            "not known here",
+            &format!("the certificate is not good for {GONE}"),
+        ] {
+            browser.must(&has_text(text))?;
+        }
+        for scheme in ["light", "dark"] {
+            browser.prefer(scheme)?;
+            for width in [1280, 390] {
+                browser.resize(width, 1400)?;
+                browser.must(&format!("document.documentElement.scrollWidth <= {width}"))?;
+                browser.run(&format!("document.querySelector(\"{CHECKED} .live\").scrollIntoView()"))?;
+                draw(&browser, &format!("live-{scheme}-{width}"))?;
+            }
+        }
+        browser.resize(1280, 1400)?;
+        // A node that does not answer is named.
+        two.together.nodes[1].signal(Signal::SIGSTOP)?;
+        two.together.sees(0, 1)?;
+        check_live(&browser, "5 of 15 are not as they should be.")?;
+        browser.must(&has_text(&format!("{}: ", NAMES[1])))?;
+        two.together.nodes[1].signal(Signal::SIGCONT)
+    })
 }
 
 /// An administrator sees what would be ordered, orders in vain, then with success, and renews.

@@ -37,7 +37,7 @@ macro_rules! files {
 }
 
 /// The files, with what they are.
-const FILES: [(&str, &str, &str); 14] = files! {
+const FILES: [(&str, &str, &str); 15] = files! {
     "index.html" HTML,
     "style.css" "text/css; charset=utf-8",
     "icon.svg" "image/svg+xml",
@@ -51,6 +51,7 @@ const FILES: [(&str, &str, &str); 14] = files! {
     "routes.js" SCRIPT,
     "upstreams.js" SCRIPT,
     "domains.js" SCRIPT,
+    "live.js" SCRIPT,
     "certificates.js" SCRIPT,
 };
 

@@ -2,6 +2,7 @@
 
 import { Refusal, get, send } from "./api.js";
 import { busy, confirmed, days, empty, field, h, name, note, pill } from "./dom.js";
+import { seen } from "./live.js";
 
 export const title = "Domains";
 
@@ -71,6 +72,8 @@ function card(domain, { mayChange, attempt }) {
   const path = `/v1/domains/${encodeURIComponent(domain.name)}`;
   const said = h("div", { "aria-live": "polite" });
   const body = h("div");
+  // What was seen live, until it is looked at again.
+  const live = h("div", { "aria-live": "polite" });
   let wanted = domain.virtual_hosts.map((one) => one.name);
 
   // Shows what a change would do, and asks whether to make it. What the server would refuse is refused now.
@@ -95,7 +98,8 @@ function card(domain, { mayChange, attempt }) {
       domain = answer.domain;
       wanted = domain.virtual_hosts.map((one) => one.name);
       draw();
-        // What had the focus is gone.
+      live.replaceChildren();
+      // What had the focus is gone.
       element.focus({ preventScroll: true });
       said.append(note(answer.in_force ? done : `${done} It is not in force on this node yet.`, answer.in_force ? "good" : "warn"));
       if (answer.warnings.length > 0) said.append(note(answer.warnings.join("\n"), "warn"));
@@ -211,6 +215,7 @@ function card(domain, { mayChange, attempt }) {
   // Shows what the authority would be asked for, and has it asked.
   async function order(button, renew) {
     said.replaceChildren();
+    live.replaceChildren();
     const request = (dry) => busy(button, () => send("POST", "/v1/certificates/order", { name: domain.name, renew, dry_run: dry }));
     try {
       if (!(await confirmed(`Order a certificate for ${domain.name}?`, planned(await request(true)), "Order it"))) return;
@@ -227,10 +232,24 @@ function card(domain, { mayChange, attempt }) {
     }
   }
 
-  function authority() {
+  // Shows what clients see of the names, on all nodes.
+  async function look(button) {
+    put(live, note("Every name is looked up, and asked for at every listener. This takes up to half a minute.", "info"));
+    try {
+      put(live, seen(await busy(button, () => get("/v1/certificates/probe", { name: domain.name }))));
+    } catch (error) {
+      live.replaceChildren();
+      if (error instanceof TypeError) throw error;
+      put(live, note(error.message, "bad"));
+    }
+  }
+
+  function asked() {
     const renew = domain.certificate?.source === "acme";
+    const check = h("button", { type: "button", class: "small check-live", click: () => attempt(() => look(check)) }, "Check live");
     const button = h("button", { type: "button", class: "small order", click: () => attempt(() => order(button, renew)) }, renew ? "Renew by ACME…" : "Get a certificate by ACME…");
-    return h("div", { class: "row end" }, button);
+    const buttons = [...(domain.virtual_hosts.length > 0 ? [check] : []), ...(mayChange ? [button] : [])];
+    return buttons.length > 0 ? [h("div", { class: "row end" }, buttons)] : [];
   }
 
   function removal() {
@@ -254,12 +273,13 @@ function card(domain, { mayChange, attempt }) {
       h("h3", {}, "Certificate"),
       ...(domain.problem ? [note(`The certificate in the directory cannot be used: ${domain.problem}`, "bad")] : []),
       about(domain.certificate),
-      ...(mayChange ? [authority(), upload()] : []),
+      ...asked(),
+      ...(mayChange ? [upload()] : []),
       ...(mayChange && (domain.certificate || domain.problem) ? [removal()] : []),
     );
   }
   draw();
-  element.append(body, said);
+  element.append(body, said, live);
   return element;
 }
 
