@@ -964,7 +964,7 @@ fn a_browser_orders_a_certificate() -> Result<()> {
         for text in [
             "Order a certificate for d.example?",
             &format!("At {}:", authority.directory_url()),
-            "for mail.d.example, ",
+            "\nfor mail.d.example: ",
             "\nnot for *.d.example: a pattern is proved by DNS-01 only",
             &format!("by http-01, answered at {}", scene.town.endpoints.http),
         ] {

@@ -44,7 +44,9 @@ function about(certificate) {
 
 // What an order of a certificate would be, in lines.
 function planned(plan) {
-  const names = plan.names.map((one) => `for ${one.name}, ${one.why ?? `at ${(one.addresses ?? []).join(" ")}`}`);
+  const at = (one) => (one.addresses?.length > 0 ? `, at ${one.addresses.join(" ")}` : "");
+  const leads = (one) => (one.why ? `: ${one.why}` : one.leads_here ? ", which leads here" : "");
+  const names = plan.names.map((one) => `for ${one.name}${at(one)}${leads(one)}`);
   const out = plan.left_out.map((one) => `not for ${one.name}: ${one.why}`);
   const answered = (one) => (one.answered_at.length > 0 ? `answered at ${one.answered_at.join(" ")}` : "in the DNS");
   const ways = plan.challenges.map((one) => `by ${one.kind}, ${one.why ?? answered(one)}`);
