@@ -954,6 +954,7 @@ fn a_browser_orders_a_certificate() -> Result<()> {
         let browser = Browser::start(scene.stage, &[])?;
         browser.resize(1000, 1000)?;
         log_in(&browser, &Api { address, token })?;
+        failures_are_shown(&browser)?;
         go(&browser, "domains", "Domains")?;
         let button = "section[data-domain='d.example'] .order";
         browser.must(&format!(
@@ -998,8 +999,29 @@ fn a_browser_orders_a_certificate() -> Result<()> {
         until("another certificate", SOON, || {
             Ok((authority.issued().len() == 2).then_some(()))
         })?;
-        browser.must(&has_text("The new certificate is in force."))
+        browser.must(&has_text("The new certificate is in force."))?;
+        go(&browser, "certificates", "Certificates")?;
+        browser.must(&format!(
+            "{} && !{}",
+            has_text("without some names"),
+            has_text("rateLimited")
+        ))?;
+        draw(&browser, "orders-good")
     })
+}
+
+/// A failed order is no matter for the command line alone.
+fn failures_are_shown(browser: &Browser) -> Result<()> {
+    go(browser, "certificates", "Certificates")?;
+    for text in [
+        "From the authority (ACME)",
+        "no new certificate",
+        "rateLimited",
+        "*.d.example: a pattern is proved by DNS-01 only",
+    ] {
+        browser.must(&has_text(text))?;
+    }
+    draw(browser, "orders-failing")
 }
 
 /// Confirms what is asked.
