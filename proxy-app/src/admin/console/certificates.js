@@ -31,7 +31,7 @@ export function show(root) {
   const orders = table([
     { title: "Domain", cell: (one) => h("strong", {}, name(one.domain)) },
     { title: "State", cell: state },
-    { title: "Renewed", cell: (one) => (one.renews ? time(one.renews) : null) },
+    { title: "Next renewal", cell: (one) => (one.renews ? time(one.renews) : null) },
     { title: "Why", cell: reasons },
   ], (one) => one.domain);
   const none = h("div");
