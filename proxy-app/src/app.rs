@@ -21,6 +21,7 @@ use crate::acme::challenges::Challenges;
 use crate::acme::unstored::UnstoredCertificates;
 use crate::app::changes::History;
 use crate::app::env::{InForce, RefusalLog};
+use crate::app::live_probe::ProbeTurns;
 use crate::app::moves::Moves;
 use crate::app::plan::{Plan, addresses};
 use crate::app::routes::Routes;
@@ -130,6 +131,8 @@ pub(crate) struct App {
     orders_ended: watch::Sender<()>,
     /// Notified when another configuration is in force.
     configured: Notify,
+    /// Who looks at the listeners, and when.
+    probes: ProbeTurns,
 }
 
 impl App {
@@ -223,6 +226,7 @@ impl App {
             challenges: Arc::default(),
             orders_ended: watch::Sender::new(()),
             configured: Notify::new(),
+            probes: ProbeTurns::default(),
             config: InForce::new(config),
         });
         app.set_policy(&app.config.load_full());

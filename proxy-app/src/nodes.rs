@@ -56,8 +56,9 @@ pub(crate) const ANSWERS: Duration = Duration::from_secs(2);
 const MOST_ASKED: usize = 64;
 /// Orders of other nodes that are carried out at one time.
 const MOST_AT_ONCE: usize = 16;
-/// The same of those that only wait for something: they must not take the places of those that act.
-const MOST_WAITING: usize = 64;
+/// The same of those that take long, most of them because they wait for something: they must not take the places of the
+/// others. A kind that any reader may cause has a smaller limit of its own.
+const MOST_LONG: usize = 64;
 /// How long one may take. Its node has heard before that that there is no answer yet.
 const LONGEST_ACT: Duration = Duration::from_secs(60);
 /// At the end of the process the engine gets this long to take the node off the list.
@@ -86,8 +87,8 @@ pub(crate) trait Local: Send + Sync {
     /// Why it is not carried out, in words for the administrator there.
     async fn act(&self, from: &str, verb: &str, body: Value) -> Result<Value, String>;
 
-    /// Whether such an order waits for something, and does nothing meanwhile.
-    fn waits(&self, verb: &str) -> bool;
+    /// Whether such an order takes long, as one does that waits for something.
+    fn is_long(&self, verb: &str) -> bool;
 
     /// What stands on this node.
     fn standing(&self) -> Vec<StandingOrder>;
@@ -193,7 +194,7 @@ pub(crate) struct Nodes {
     /// Orders of this node that wait for answers.
     asked: Mutex<HashMap<String, mpsc::Sender<Reply>>>,
     acting: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    acting_long: Arc<Semaphore>,
     /// The limits of this node, which count sessions of the others, too.
     limits: Arc<NodeLimits>,
     /// The mail sessions of this node.
@@ -252,7 +253,7 @@ impl Nodes {
             state: Mutex::new(state),
             asked: Mutex::default(),
             acting: Arc::new(Semaphore::new(MOST_AT_ONCE)),
-            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
+            acting_long: Arc::new(Semaphore::new(MOST_LONG)),
             limits: counting.limits,
             own: Mutex::default(),
             throttle: counting.throttle,

@@ -91,12 +91,13 @@ impl TwoNodes {
             &["md", "a.example", "+zimbraVirtualHostname", name],
         )?;
         until("the name is known", SOON, || {
-            let list = json(
-                &self.together.nodes[at],
-                &["certificate", "probe", "a.example", "--local"],
-            );
             // That the name is shown no good certificate is an exit code of 1.
-            Ok(list.is_err().then_some(()))
+            let probed = said(
+                &self.together.nodes[at],
+                &["certificate", "probe", "a.example", "--local", "--json"],
+            )?;
+            let probe: Value = serde_json::from_str(&probed.out).unwrap_or_default();
+            Ok(of_name(&probe, name).is_ok().then_some(()))
         })
     }
 
@@ -213,9 +214,15 @@ fn all_is_well(two: &TwoNodes) -> Result<()> {
     Ok(())
 }
 
-/// Nobody has failed at anything, and nobody has logged in.
+/// Nobody has failed at anything, and nobody has logged in. That connections have ended is written down of the first ones.
 fn nothing_is_left_of_it(two: &TwoNodes) -> Result<()> {
     for node in &two.together.nodes {
+        let ends = node
+            .audit()?
+            .iter()
+            .filter(|record| record["event"] == "session_end")
+            .count();
+        ensure!(ends > 0, "no look by STARTTLS is in the audit log");
         ensure!(!node.output().contains("no TLS with"), "{}", node.output());
         for record in node.audit()? {
             let (event, outcome) = (&record["event"], &record["outcome"]);
@@ -334,16 +341,59 @@ fn a_port_is_taken_by_another_program(stage: &Stage, two: &mut TwoNodes) -> Resu
         let expected = format!("{}, IMAPS at {address}: {why}", NAMES[1]);
         assert_eq!(lines(&probed.out, &expected).len(), 2, "{expected}: {}", probed.out);
     }
+    nobody_looks_beside_another_one(two)?;
     drop(silent);
     let probed = said(&two.together.nodes[0], &["certificate", "probe", "a.example"])?;
-    let answers = lines(&probed.out, &taken[1].to_string());
     // A node tries again to listen.
+    let answers = lines(&probed.out, &taken[1].to_string());
     ensure!(
-        answers.is_empty() || answers[0].contains("Connection refused"),
+        answers.iter().all(|line| line.contains("Connection refused")),
         "{}",
         probed.out
     );
-    Ok(())
+    let node = NAMES[1];
+    until("the listener is the node's", SOON, || {
+        let probed = said(
+            &two.together.nodes[0],
+            &["certificate", "probe", "a.example", "--node", node, "--json"],
+        )?;
+        let probe: Value = serde_json::from_str(&probed.out)?;
+        let address = taken[1].to_string();
+        let here = listeners(of_name(&probe, MAIL)?)?.iter();
+        let mut here = here.filter(|one| one["listener"] == *address);
+        Ok(here
+            .any(|one| one["problem"].is_null() && one["in_force"] == true)
+            .then_some(()))
+    })
+}
+
+/// While a look takes seconds another one is refused at once; those of two nodes wait for each other.
+fn nobody_looks_beside_another_one(two: &TwoNodes) -> Result<()> {
+    let nodes = &two.together.nodes;
+    let words = ["certificate", "probe", "a.example"];
+    std::thread::scope(|scope| {
+        let [first, other] = [0, 1].map(|at| scope.spawn(move || said(&nodes[at], &words)));
+        std::thread::sleep(Duration::from_millis(700));
+        let begun = Instant::now();
+        let refused = said(&nodes[0], &words)?;
+        ensure!(
+            refused.code == 1 && refused.err.contains("others are being looked at"),
+            "{}{}",
+            refused.out,
+            refused.err
+        );
+        ensure!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        for looked in [first, other] {
+            let looked = looked.join().map_err(|_| anyhow::anyhow!("a look has panicked"))??;
+            ensure!(!looked.err.contains("others are being looked at"), "{}", looked.err);
+            ensure!(
+                looked.out.contains(NAMES[0]) && looked.out.contains(NAMES[1]),
+                "{}",
+                looked.out
+            );
+        }
+        Ok(())
+    })
 }
 
 /// Speaks TLS at a port, with this certificate, until the test ends.
@@ -363,6 +413,15 @@ fn squat(port: TcpListener, pair: &Pair) -> Result<()> {
 fn a_node_is_frozen(two: &TwoNodes) -> Result<()> {
     let nodes = &two.together.nodes;
     nodes[1].signal(Signal::SIGSTOP)?;
+    // Before the other one is known to be silent: what is refused here is not passed on.
+    let begun = Instant::now();
+    let refused = said(&nodes[0], &["certificate", "probe", "nobody.example"])?;
+    ensure!(
+        refused.code == 1 && refused.err.contains("no domain and no virtual host name"),
+        "{}",
+        refused.err
+    );
+    ensure!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     two.together.sees(0, 1)?;
     let probed = said(&nodes[0], &["certificate", "probe", "a.example"])?;
     ensure!(

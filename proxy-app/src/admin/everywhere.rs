@@ -12,13 +12,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
@@ -45,33 +46,44 @@ struct SharedRequest {
     path: &'static str,
     /// Whether it goes to all nodes unless it says otherwise. The others go to a node that is named.
     all: bool,
-    /// Whether it waits for something, and does nothing meanwhile.
-    waits: bool,
-    /// All nodes begin it at the same time, and have so long for it. `None`: this node does it first, and the others if
-    /// it has not refused.
-    within: Option<Duration>,
+    /// Whether it takes long: it waits for something, or each node has a limit for it.
+    is_long: bool,
+    /// How all nodes do it at the same time. `None`: this node does it first, and the others if it has not refused.
+    together: Option<DoneTogether>,
 }
+
+/// A request that takes so long that no node waits for another one to begin it.
+#[derive(Clone, Copy)]
+struct DoneTogether {
+    /// How long each node has for it.
+    within: Duration,
+    /// Refuses it before any other node hears of it.
+    admit: Admission,
+}
+
+/// Finds a place for a request of this caller, which it keeps until all nodes have answered, and has a look at the request
+/// if it is for this node. It does not wait.
+type Admission = fn(&AdminEnv, Option<&Caller>, Option<&Uri>) -> Result<OwnedSemaphorePermit, ApiError>;
 
 const fn shared(method: Method, path: &'static str) -> SharedRequest {
     SharedRequest {
         method,
         path,
         all: true,
-        waits: false,
-        within: None,
+        is_long: false,
+        together: None,
     }
 }
 
 impl SharedRequest {
-    const fn waiting(mut self) -> Self {
-        self.waits = true;
+    const fn long(mut self) -> Self {
+        self.is_long = true;
         self
     }
 
-    /// A request that takes a while on each node.
-    const fn at_once(mut self, within: Duration) -> Self {
-        self.within = Some(within);
-        self.waiting()
+    const fn done_together(mut self, within: Duration, admit: Admission) -> Self {
+        self.together = Some(DoneTogether { within, admit });
+        self.long()
     }
 
     const fn on_request(mut self) -> Self {
@@ -87,8 +99,8 @@ static SHARED: [SharedRequest; 16] = [
     shared(Method::POST, "/v1/sessions/end"),
     shared(Method::POST, "/v1/sessions/count"),
     shared(Method::POST, "/v1/routes/purge"),
-    shared(Method::POST, "/v1/routes/confirm").waiting(),
-    shared(Method::POST, "/v1/directory/wait").waiting(),
+    shared(Method::POST, "/v1/routes/confirm").long(),
+    shared(Method::POST, "/v1/directory/wait").long(),
     shared(Method::POST, "/v1/throttle/clear"),
     shared(Method::POST, "/v1/throttle/allow"),
     shared(Method::DELETE, "/v1/throttle/allow"),
@@ -96,9 +108,12 @@ static SHARED: [SharedRequest; 16] = [
     shared(Method::POST, "/v1/holds/release"),
     shared(Method::POST, "/v1/drain").on_request(),
     shared(Method::DELETE, "/v1/drain").on_request(),
-    shared(Method::POST, "/v1/certificates/order").waiting().on_request(),
-    shared(Method::GET, "/v1/certificates/probe").at_once(live_probes::PROBED),
+    shared(Method::POST, "/v1/certificates/order").long().on_request(),
+    shared(Method::GET, "/v1/certificates/probe").done_together(live_probes::PROBED, live_probes::admit),
 ];
+
+// An answer of all nodes comes while its client still waits.
+const _: () = assert!(live_probes::PROBED.as_millis() < WAITED.as_millis());
 
 /// Whether a request is passed on, for the description of the API.
 pub(crate) fn is_shared(method: &str, path: &str) -> bool {
@@ -161,18 +176,36 @@ pub(crate) async fn everywhere(State(env): State<Arc<AdminEnv>>, request: Reques
     let known = SHARED
         .iter()
         .find(|shared| shared.method == request.method() && shared.path == request.uri().path());
-    match known {
-        Some(shared) => pass(&env, shared, request, next)
-            .await
-            .unwrap_or_else(IntoResponse::into_response),
-        None => next.run(request).await,
+    let Some(shared) = known else {
+        return next.run(request).await;
+    };
+    let passed = async move {
+        let passed = pass(&env, shared, request, next).await;
+        passed.unwrap_or_else(IntoResponse::into_response)
+    };
+    if shared.together.is_none() {
+        return passed.await;
     }
+    // It goes on when its client has gone, and keeps its place: other nodes have begun it, too.
+    tokio::spawn(passed).await.unwrap_or_else(|_| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the answer of this node is not what it should be",
+        )
+        .into_response()
+    })
 }
 
 async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, next: Next) -> Result<Response, ApiError> {
     let (scope, query) = Scope::of(request.uri().query().unwrap_or_default())?;
     let is_here = scope.node.as_ref().is_none_or(|node| *node == env.config.load().node);
-    let comes_from_a_node = matches!(request.extensions().get::<Caller>(), Some(Caller::Node { .. }));
+    let caller = request.extensions().get::<Caller>();
+    let comes_from_a_node = matches!(caller, Some(Caller::Node { .. }));
+    let admitted = shared.together.map(|together| {
+        let to_look_at = is_here.then_some(request.uri());
+        (together.admit)(env, caller, to_look_at)
+    });
+    let _place = admitted.transpose()?;
     let Some(nodes) = env.nodes.as_ref().filter(|_| !scope.local && !comes_from_a_node) else {
         return match is_here {
             true => Ok(next.run(request).await),
@@ -185,17 +218,15 @@ async fn pass(env: &Arc<AdminEnv>, shared: &SharedRequest, request: Request, nex
     let passed = Passed::new(&parts, &query, &body);
     match (is_here, scope.node) {
         (false, Some(node)) => {
-            let wait = if shared.waits { WAITED } else { ANSWERS };
+            let wait = if shared.is_long { WAITED } else { ANSWERS };
             passed?.to_one(nodes, &node, wait).await
         }
         (true, None) if shared.all => {
             let passed = passed?;
             let here = next.run(Request::from_parts(parts, Body::from(body)));
-            match shared.within.or_else(|| passed.waits()) {
-                Some(within) => {
-                    let (here, said) = tokio::join!(here, passed.to_others(nodes, within));
-                    together(nodes, here, said).await
-                }
+            let within = shared.together.map(|together| together.within);
+            match within.or_else(|| passed.waits()) {
+                Some(within) => passed.to_all_at_once(nodes, here, within).await,
                 None => passed.to_all(nodes, here.await).await,
             }
         }
@@ -241,6 +272,28 @@ impl Passed {
             return Ok(here);
         }
         together(nodes, here, self.to_others(nodes, ANSWERS).await).await
+    }
+
+    /// The same where all begin at the same time. What this node refuses meanwhile, it refuses at once.
+    async fn to_all_at_once(
+        &self,
+        nodes: &Nodes,
+        here: impl Future<Output = Response>,
+        within: Duration,
+    ) -> Result<Response, ApiError> {
+        let here = async {
+            let here = here.await;
+            if here.status().is_success() {
+                Ok(here)
+            } else {
+                Err(here)
+            }
+        };
+        let others = async { Ok(self.to_others(nodes, within).await) };
+        match tokio::try_join!(here, others) {
+            Ok((here, said)) => together(nodes, here, said).await,
+            Err(refusal) => Ok(refusal),
+        }
     }
 
     async fn to_others(&self, nodes: &Nodes, within: Duration) -> Vec<Said> {
@@ -379,8 +432,8 @@ impl Local for ForOthers {
         self.carry_out(from, request).await
     }
 
-    fn waits(&self, verb: &str) -> bool {
-        meant(verb).is_some_and(|(shared, _)| shared.waits)
+    fn is_long(&self, verb: &str) -> bool {
+        meant(verb).is_some_and(|(shared, _)| shared.is_long)
     }
 
     fn standing(&self) -> Vec<StandingOrder> {
@@ -432,10 +485,10 @@ mod tests {
             assert!(!accepted(verb), "{verb}");
         }
         assert!(!accepted(&format!("GET /v1/sessions?{}", "a".repeat(QUERY_MAX + 1))));
-        let waits = |verb: &str| meant(verb).is_some_and(|(shared, _)| shared.waits);
-        assert!(waits("POST /v1/directory/wait?") && waits("POST /v1/routes/confirm"));
-        assert!(waits("GET /v1/certificates/probe?name=a.test"));
-        assert!(!waits("POST /v1/sessions/kick?") && !waits("POST /v1/drain"));
+        let is_long = |verb: &str| meant(verb).is_some_and(|(shared, _)| shared.is_long);
+        assert!(is_long("POST /v1/directory/wait?") && is_long("POST /v1/routes/confirm"));
+        assert!(is_long("GET /v1/certificates/probe?name=a.test"));
+        assert!(!is_long("POST /v1/sessions/kick?") && !is_long("POST /v1/drain"));
         let request = request_of("proxy2", "GET /v1/sessions?user=a", &Value::Null).unwrap();
         assert_eq!(request.uri(), "/v1/sessions?user=a&limit=500");
         assert!(matches!(request.extensions().get(), Some(Caller::Node { .. })));

@@ -3,26 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
-use axum::{Extension, Json};
+use axum::http::{StatusCode, Uri};
 use openssl::x509::X509Ref;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
+use crate::admin::caller::Caller;
 use crate::admin::health::distinguished;
-use crate::admin::turns::Turns;
 use crate::app::env::AdminEnv;
-use crate::app::live_probe::{ProbePlan, ProbeRefusal, SeenListener, SeenName};
+use crate::app::live_probe::{ProbeAsker, ProbePlan, ProbeRefusal, SeenListener, SeenName, TURN_WAIT, WHOLE_WAIT};
+use crate::nodes::ANSWERS;
 use crate::tls::asn1_time::seconds_until;
 use crate::tls::certificate::{fingerprint_text, names_in};
 
-/// How long a node has for it, as others see it: for its turn, and for the look itself.
-pub(super) const PROBED: Duration = Duration::from_secs(30);
-/// How long a look that somebody else has asked for is waited for.
-const TURN: Duration = Duration::from_secs(4);
+/// How long a node has for it, as others see it: for its turn, for the look itself, and for its answer to come.
+pub(super) const PROBED: Duration = TURN_WAIT.saturating_add(WHOLE_WAIT).saturating_add(ANSWERS);
 /// Names of a certificate that are listed: it may come from anybody.
 const NAMES: usize = 100;
 /// Seconds of a day.
@@ -109,33 +108,50 @@ pub(crate) struct ProbedCertificate {
 
 /// Looks at the virtual host names of a domain as clients do: what the DNS says of each, and which certificate each TLS
 /// listener for web and mail clients shows for it, in a real handshake. Nothing is changed; each look is a connection
-/// from this node's own address. It takes up to half a minute.
+/// from this node's own address. It takes up to 20 seconds, and as long again where a look that another node has asked for
+/// comes first.
 #[utoipa::path(get, path = "/v1/certificates/probe", params(ProbeQuery), responses(
     (status = 200, body = LiveProbe),
     (status = 404, description = "No domain has this name", body = ApiError),
     (status = 409, description = "The domain has no virtual host name", body = ApiError),
-    (status = 503, description = "Somebody else looks at the moment", body = ApiError),
+    (status = 503, description = "Somebody else looks at the moment: nobody has been asked", body = ApiError),
 ))]
 pub(crate) async fn probe(
     State(env): State<Arc<AdminEnv>>,
-    Extension(turns): Extension<Arc<Turns>>,
     Query(query): Query<ProbeQuery>,
 ) -> Result<Json<LiveProbe>, ApiError> {
     let plan = env.app.plan_probe(&query.name).map_err(refusal)?;
-    let Ok(Ok(_turn)) = timeout(TURN, turns.probes.acquire()).await else {
-        let why = "others are being looked at: ask again in half a minute";
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why));
-    };
-    let failed = |why| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, why);
-    let seen = env.app.probe(&plan).await.map_err(failed)?;
+    let seen = env.app.probe(&plan).await.map_err(refusal)?;
     Ok(Json(LiveProbe::new(plan, seen)))
 }
 
-fn refusal(why: ProbeRefusal) -> ApiError {
-    match why {
-        ProbeRefusal::NoSuchName(why) => ApiError::new(StatusCode::NOT_FOUND, why),
-        ProbeRefusal::NoNames(why) => ApiError::new(StatusCode::CONFLICT, why),
+/// Refuses a request before any node looks: where so many have asked already, and where this node is to look and does not
+/// know the name. The place is kept until all have answered.
+pub(super) fn admit(
+    env: &AdminEnv,
+    caller: Option<&Caller>,
+    to_look_at: Option<&Uri>,
+) -> Result<OwnedSemaphorePermit, ApiError> {
+    if let Some(uri) = to_look_at {
+        let query = Query::<ProbeQuery>::try_from_uri(uri);
+        let query = query.map_err(|error| ApiError::bad(error.body_text()))?;
+        env.app.plan_probe(&query.name).map_err(refusal)?;
     }
+    let asker = match caller {
+        Some(Caller::Node { .. }) => ProbeAsker::OtherNode,
+        _ => ProbeAsker::Here,
+    };
+    env.app.admit_probe(asker).map_err(refusal)
+}
+
+fn refusal(why: ProbeRefusal) -> ApiError {
+    let status = match why {
+        ProbeRefusal::NoSuchName(_) => StatusCode::NOT_FOUND,
+        ProbeRefusal::NoNames(_) => StatusCode::CONFLICT,
+        ProbeRefusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        ProbeRefusal::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    ApiError::new(status, why.to_string())
 }
 
 impl LiveProbe {

@@ -15,8 +15,6 @@ pub(crate) struct Turns {
     pub previews: Arc<Semaphore>,
     /// Purges of routes.
     pub purges: Arc<Semaphore>,
-    /// Looks at the listeners: each is a great many handshakes.
-    pub probes: Arc<Semaphore>,
 }
 
 impl Default for Turns {
@@ -26,7 +24,6 @@ impl Default for Turns {
             lists: Arc::new(Semaphore::new(4)),
             previews: Arc::new(Semaphore::new(1)),
             purges: Arc::new(Semaphore::new(16)),
-            probes: Arc::new(Semaphore::new(1)),
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -15,6 +16,7 @@ use mail_directory::{attributes as a, names};
 use mail_proxy::StartTls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use crate::acme::dns::client::{DnsClient, HostRecords};
@@ -36,8 +38,15 @@ const AT_ONCE: usize = 16;
 const NAME_WAIT: Duration = Duration::from_secs(5);
 /// How long a listener may take for a name.
 const LOOK_WAIT: Duration = Duration::from_secs(3);
-/// How long everything may take.
-const WHOLE_WAIT: Duration = Duration::from_secs(25);
+/// How long a look at all of them may take.
+pub(crate) const WHOLE_WAIT: Duration = Duration::from_secs(20);
+/// How long one waits for those that came before it: so long that administrators of two nodes, who ask at the same time,
+/// do not refuse each other.
+pub(crate) const TURN_WAIT: Duration = WHOLE_WAIT.saturating_add(Duration::from_secs(1));
+/// Requests that this node's own callers may have under way: each has all nodes look.
+const ASKED_HERE: usize = 1;
+/// The same of all other nodes together.
+const ASKED_ELSEWHERE: usize = 4;
 /// Longest line of a mail server before TLS, and most of them before its answer.
 const LINE_MAX: usize = 1024;
 const LINES_MAX: usize = 8;
@@ -58,11 +67,66 @@ pub(crate) struct ProbePlan {
 }
 
 /// Why nothing is looked at.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProbeRefusal {
     /// Nothing has this name.
+    #[error("no domain and no virtual host name is {0}")]
     NoSuchName(String),
     /// The domain has no virtual host names.
+    #[error("the domain {0} has no virtual host name")]
     NoNames(String),
+    /// Others have asked already.
+    #[error("others are being looked at: ask again in half a minute")]
+    Busy,
+    /// The TLS library does not work.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Who asks for a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProbeAsker {
+    /// A caller of this node, which asks the others.
+    Here,
+    /// Another node.
+    OtherNode,
+}
+
+/// Who may look, and when. Each look is a great many handshakes.
+pub(crate) struct ProbeTurns {
+    asked_here: Arc<Semaphore>,
+    asked_elsewhere: Arc<Semaphore>,
+    /// One at a time.
+    looks: Semaphore,
+}
+
+impl Default for ProbeTurns {
+    fn default() -> Self {
+        Self {
+            asked_here: Arc::new(Semaphore::new(ASKED_HERE)),
+            asked_elsewhere: Arc::new(Semaphore::new(ASKED_ELSEWHERE)),
+            looks: Semaphore::new(1),
+        }
+    }
+}
+
+impl ProbeTurns {
+    /// A place for a request, without a wait.
+    fn admit(&self, asker: ProbeAsker) -> Result<OwnedSemaphorePermit, ProbeRefusal> {
+        let places = match asker {
+            ProbeAsker::Here => &self.asked_here,
+            ProbeAsker::OtherNode => &self.asked_elsewhere,
+        };
+        places.clone().try_acquire_owned().map_err(|_| ProbeRefusal::Busy)
+    }
+
+    /// Does this when it is its turn.
+    async fn look<T>(&self, look: impl Future<Output = T>) -> Result<T, ProbeRefusal> {
+        match timeout(TURN_WAIT, self.looks.acquire()).await {
+            Ok(Ok(_turn)) => Ok(look.await),
+            _ => Err(ProbeRefusal::Busy),
+        }
+    }
 }
 
 /// What is seen of a name.
@@ -119,6 +183,9 @@ impl SeenCertificate {
     /// What is wrong with it, if something is.
     pub(crate) fn problem(&self, asked: &str) -> Option<String> {
         let leaf = &self.shown.leaf;
+        if let Some(why) = &self.shown.failure {
+            return Some(format!("the handshake fails behind the certificate: {why}"));
+        }
         if !self.is_good_for_name {
             return Some(format!("the certificate is not good for {asked}"));
         }
@@ -141,13 +208,11 @@ impl App {
     pub(crate) fn plan_probe(&self, name: &str) -> Result<ProbePlan, ProbeRefusal> {
         let system = self.snapshot.load().system.clone();
         let domain = system.domain(name).or_else(|| system.domain_by_host(name));
-        let unknown = || ProbeRefusal::NoSuchName(format!("no domain and no virtual host name is {name}"));
-        let domain = domain.ok_or_else(unknown)?;
+        let domain = domain.ok_or_else(|| ProbeRefusal::NoSuchName(name.to_owned()))?;
         let list = domain.list(&a::VIRTUAL_HOSTNAME).into_iter();
         let mut all: Vec<String> = list.map(str::to_owned).collect();
         if all.is_empty() {
-            let why = format!("the domain {} has no virtual host name", domain.name());
-            return Err(ProbeRefusal::NoNames(why));
+            return Err(ProbeRefusal::NoNames(domain.name().to_owned()));
         }
         // Of very many, the one that was named is among those that are looked at.
         all.sort_by_key(|one| names::host(one) != names::host(name));
@@ -161,12 +226,24 @@ impl App {
         })
     }
 
-    /// Looks at names, as clients of this node and of the DNS.
+    /// A place for a request, which it keeps until it has its answer.
     ///
     /// # Errors
-    /// The TLS library does not work.
-    pub(crate) async fn probe(&self, plan: &ProbePlan) -> Result<Vec<SeenName>, String> {
-        let client = ProbeClient::new().map_err(|error| error.to_string())?;
+    /// Others have them all.
+    pub(crate) fn admit_probe(&self, asker: ProbeAsker) -> Result<OwnedSemaphorePermit, ProbeRefusal> {
+        self.probes.admit(asker)
+    }
+
+    /// Looks at names, as clients of this node and of the DNS, when it is its turn.
+    ///
+    /// # Errors
+    /// It is not its turn in time, or the TLS library does not work.
+    pub(crate) async fn probe(&self, plan: &ProbePlan) -> Result<Vec<SeenName>, ProbeRefusal> {
+        let client = ProbeClient::new().map_err(|error| ProbeRefusal::Broken(error.to_string()))?;
+        self.probes.look(Box::pin(self.look_at_all(plan, &client))).await
+    }
+
+    async fn look_at_all(&self, plan: &ProbePlan, client: &ProbeClient) -> Vec<SeenName> {
         let targets = {
             let snapshot = self.snapshot.load();
             let of_directory = |serve| match serve {
@@ -184,7 +261,7 @@ impl App {
         let pairs = asked
             .iter()
             .flat_map(|name| targets.iter().map(move |target| (name, target)));
-        let looks: Vec<_> = pairs.map(|(name, target)| self.look(&client, name, target)).collect();
+        let looks: Vec<_> = pairs.map(|(name, target)| self.look(client, name, target)).collect();
         let questions: Vec<_> = asked.iter().map(|name| records(&dns, name)).collect();
         let (looks, records) = tokio::join!(each_in_time(looks), each_in_time(questions));
         let mut looks = looks.into_iter();
@@ -207,7 +284,7 @@ impl App {
                     })
                     .collect(),
             });
-        Ok(seen.collect())
+        seen.collect()
     }
 
     async fn look(&self, client: &ProbeClient, name: &str, target: &ProbeTarget) -> Result<SeenCertificate, String> {
@@ -216,10 +293,13 @@ impl App {
             let local = tcp.peer_addr()?.ip().to_canonical();
             Ok::<_, io::Error>((client.look(name, tcp).await?, local))
         };
-        let (shown, local) = match timeout(LOOK_WAIT, Box::pin(look)).await {
+        let ((shown, parting), local) = match timeout(LOOK_WAIT, Box::pin(look)).await {
             Ok(looked) => looked.map_err(|error| error.to_string())?,
             Err(_) => return Err(format!("no certificate within {} s", LOOK_WAIT.as_secs())),
         };
+        if let Some(parting) = parting {
+            parting.leave().await;
+        }
         Ok(SeenCertificate::new(shown, name, local, &self.certificates.load()))
     }
 }
@@ -441,6 +521,7 @@ mod tests {
                 leaf: leaf.clone(),
                 version: "TLSv1.3",
                 distrust: None,
+                failure: None,
             };
             let seen = SeenCertificate::new(shown, "mail.a.test", Ipv4Addr::LOCALHOST.into(), store);
             let problem = seen.problem("mail.a.test");
@@ -450,6 +531,24 @@ mod tests {
                 _ => panic!("{problem:?}, and not {expected:?}"),
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_looks_beside_another_one_and_two_nodes_do_not_refuse_each_other() {
+        let turns = ProbeTurns::default();
+        let own = turns.admit(ProbeAsker::Here).unwrap();
+        assert_eq!(turns.admit(ProbeAsker::Here).unwrap_err(), ProbeRefusal::Busy);
+        // Those of other nodes have places of their own, and not many.
+        let others: Vec<_> = std::iter::from_fn(|| turns.admit(ProbeAsker::OtherNode).ok()).collect();
+        assert_eq!(others.len(), ASKED_ELSEWHERE);
+        drop(own);
+        assert!(turns.admit(ProbeAsker::Here).is_ok());
+        // A look that takes as long as it may, one behind it, and one that would be the third.
+        let look = || turns.look(async { sleep(WHOLE_WAIT).await });
+        let begun = tokio::time::Instant::now();
+        let looked = tokio::join!(look(), look(), look());
+        assert_eq!(looked, (Ok(()), Ok(()), Err(ProbeRefusal::Busy)));
+        assert!(begun.elapsed() >= 2 * WHOLE_WAIT);
     }
 
     #[tokio::test(start_paused = true)]

@@ -142,7 +142,7 @@ pub(crate) enum NodeVerb {
         #[allow(missing_docs)]
         api: ApiArgs,
     },
-    /// Order certificates of the ACME authority, without waiting until they are due; look at those that clients are shown.
+    /// Order certificates of the ACME authority without waiting until they are due; look at those that clients see.
     Certificate {
         /// What to do.
         #[command(subcommand)]

@@ -272,8 +272,8 @@ impl Nodes {
                 order.verb
             );
         }
-        let places = match local.waits(&order.verb) {
-            true => &self.waiting,
+        let places = match local.is_long(&order.verb) {
+            true => &self.acting_long,
             false => &self.acting,
         };
         let place = places.clone().try_acquire_owned();

@@ -8,6 +8,13 @@ use openssl::ssl::{Error, ErrorCode, SslRef};
 /// How AWS-LC calls it when it refuses the peer's certificate.
 const VERIFICATION: &str = "CERTIFICATE_VERIFY_FAILED";
 
+/// Whether it is one of these alerts of the peer.
+pub(crate) fn is_alert(error: &Error, alerts: &[&str]) -> bool {
+    let reasons_given = error.ssl_error().map(|stack| stack.errors()).unwrap_or_default();
+    let mut said = reasons_given.iter().filter_map(|error| error.reason());
+    said.any(|reason| alerts.contains(&reason))
+}
+
 /// The error of a failed handshake: that of the connection, as it is; or what is wrong with the peer's certificate, behind
 /// the words of `refusal`; or else the reason that the TLS library gives.
 pub(crate) fn explain(ssl: &SslRef, error: Error, refusal: &str) -> io::Error {
