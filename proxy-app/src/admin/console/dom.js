@@ -141,11 +141,11 @@ export function count(number) {
   return Number(number).toLocaleString("en");
 }
 
-// Asks before something is done that cannot be taken back.
-export function confirmed(title, text, yes) {
+// Asks before something is done that cannot be taken back. The lines are ours: what comes from elsewhere makes none.
+export function confirmed(title, lines, yes) {
   const dialog = document.getElementById("confirm");
   document.getElementById("confirm-title").textContent = visible(title);
-  document.getElementById("confirm-text").textContent = visibleLines(text);
+  document.getElementById("confirm-text").textContent = lines.map(visible).join("\n");
   document.getElementById("confirm-yes").textContent = yes;
   dialog.returnValue = "no";
   dialog.showModal();

@@ -50,7 +50,7 @@ function planned(plan) {
   const out = plan.left_out.map((one) => `not for ${one.name}: ${one.why}`);
   const answered = (one) => (one.answered_at.length > 0 ? `answered at ${one.answered_at.join(" ")}` : "in the DNS");
   const ways = plan.challenges.map((one) => `by ${one.kind}, ${one.why ?? answered(one)}`);
-  return [`At ${plan.authority}:`, ...names, ...out, ...ways, ...(plan.why ? [`It would fail: ${plan.why}`] : [])].join("\n");
+  return [`At ${plan.authority}:`, ...names, ...out, ...ways, ...(plan.why ? [`It would fail: ${plan.why}`] : [])];
 }
 
 // What has become of it, and whether that is good.
@@ -88,7 +88,7 @@ function card(domain, { mayChange, attempt }) {
       if (!(error instanceof Refusal) || !UNFORESEEN.includes(error.status)) throw error;
       lines = [`What it would do is not known: ${error.message}`];
     }
-    return confirmed(title, lines.join("\n"), yes);
+    return confirmed(title, lines, yes);
   }
 
   // Does a change once its preview is confirmed, and shows what the server says of it, in full.

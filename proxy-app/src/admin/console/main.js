@@ -80,7 +80,7 @@ async function show(focus) {
   if (isUnsaved()) {
     const before = shown;
     history.replaceState(null, "", `#${before.key}`);
-    const leaves = await confirmed("Leave without saving?", "What you have changed here is not stored yet.", "Leave");
+    const leaves = await confirmed("Leave without saving?", ["What you have changed here is not stored yet."], "Leave");
     if (!leaves || shown !== before) return;
     history.replaceState(null, "", `#${key}`);
   }

@@ -109,7 +109,7 @@ export function show(root, { mayChange, attempt, state }) {
   drain.addEventListener("click", () => attempt(async () => {
     const drained = drain.dataset.drained === "true";
     const text = "Balancers send no new clients. Sessions go on, and clients that still connect are served.";
-    if (!drained && !(await confirmed("Take this node out of service?", text, "Take it out"))) return;
+    if (!drained && !(await confirmed("Take this node out of service?", [text], "Take it out"))) return;
     await busy(drain, () => send(drained ? "DELETE" : "POST", "/v1/drain", {}));
     await refresh();
     await state();

@@ -81,7 +81,7 @@ export function show(root, { mayChange, attempt }) {
     const account = one.logins[0]?.account || one.logins[0]?.user || one.client;
     const where = one.node === "" ? "" : ` on ${one.node}`;
     const text = `${one.proto.toUpperCase()} from ${one.client}${where}. It ends now; the client may reconnect at once.`;
-    if (!(await confirmed(`End the session of ${account}?`, text, "End it"))) return;
+    if (!(await confirmed(`End the session of ${account}?`, [text], "End it"))) return;
     const { sessions } = await send("POST", `/v1/sessions/kick?${one.node === "" ? "local=true" : new URLSearchParams({ node: one.node })}`, { session: one.session });
     const done = sessions.length === 0 ? "It had already ended." : `The session of ${account} ends.`;
     said.replaceChildren(note(done, "good"));

@@ -51,7 +51,7 @@ export function show(root, { mayChange, attempt }) {
   const done = (answer, text) => said.replaceChildren(note(text + everywhere(answer), "good"), ...others(answer));
 
   async function clear(what, body, button) {
-    if (!(await confirmed(`Forget the failed logins ${what}?`, "Where an account is known stays known. Guesses begin to count anew.", "Forget"))) return;
+    if (!(await confirmed(`Forget the failed logins ${what}?`, ["Where an account is known stays known. Guesses begin to count anew."], "Forget"))) return;
     await busy(button, async () => {
       done(await send("POST", "/v1/throttle/clear", body), `Failed logins ${what} are forgotten.`);
       await refresh();
