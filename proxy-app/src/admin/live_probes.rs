@@ -22,6 +22,8 @@ use crate::tls::certificate::{fingerprint_text, names_in};
 
 /// How long a node has for it, as others see it: for its turn, for the look itself, and for its answer to come.
 pub(super) const PROBED: Duration = TURN_WAIT.saturating_add(WHOLE_WAIT).saturating_add(ANSWERS);
+/// Addresses of a name, and names in its place, that are listed: anybody may have written them.
+const RECORDS: usize = 16;
 /// Names of a certificate that are listed: it may come from anybody.
 const NAMES: usize = 100;
 /// Seconds of a day.
@@ -61,6 +63,9 @@ pub(crate) struct ProbedName {
     /// The names that stand in its place there (CNAME records), one after the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// How many more addresses and names there are: of each at most 16 are listed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_records: u64,
     /// Why there are no addresses.
     pub dns_problem: Option<String>,
     /// What each TLS listener for web and mail clients shows for it.
@@ -80,6 +85,10 @@ pub(crate) struct ProbedListener {
     pub covered: bool,
     /// Whether it is the certificate that this node has in force for the name.
     pub in_force: bool,
+    /// Why the authorities of the node that looked do not vouch for it, which need not be those of its clients. Absent:
+    /// they do, or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untrusted: Option<String>,
     /// Version of TLS.
     pub protocol: Option<String>,
     /// What is wrong: there is no certificate, it is not good for the name or not at this time, or it is not the one in
@@ -102,8 +111,6 @@ pub(crate) struct ProbedCertificate {
     pub not_after: String,
     /// Days until then; negative if it has expired.
     pub days_left: i64,
-    /// Why the authorities of this machine do not vouch for it, which need not be those of its clients. `null`: they do.
-    pub untrusted: Option<String>,
 }
 
 /// Looks at the virtual host names of a domain as clients do: what the DNS says of each, and which certificate each TLS
@@ -154,15 +161,20 @@ fn refusal(why: ProbeRefusal) -> ApiError {
     ApiError::new(status, why.to_string())
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // Serde passes it so.
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 impl LiveProbe {
     fn new(plan: ProbePlan, seen: Vec<SeenName>) -> Self {
         let mut certificates: Vec<ProbedCertificate> = Vec::new();
         let listeners = seen.iter().flat_map(|name| &name.listeners);
         for certificate in listeners.filter_map(|listener| listener.certificate.as_ref().ok()) {
-            let (leaf, distrust) = (&certificate.shown.leaf, &certificate.shown.distrust);
+            let leaf = &certificate.shown.leaf;
             let fingerprint = fingerprint_text(leaf);
             if certificates.iter().all(|known| known.fingerprint != fingerprint) {
-                certificates.push(ProbedCertificate::new(fingerprint, leaf, distrust.clone()));
+                certificates.push(ProbedCertificate::new(fingerprint, leaf));
             }
         }
         Self {
@@ -175,7 +187,7 @@ impl LiveProbe {
 }
 
 impl ProbedCertificate {
-    fn new(fingerprint: String, leaf: &X509Ref, untrusted: Option<String>) -> Self {
+    fn new(fingerprint: String, leaf: &X509Ref) -> Self {
         let mut names = names_in(leaf);
         names.truncate(NAMES);
         Self {
@@ -185,7 +197,6 @@ impl ProbedCertificate {
             issuer: distinguished(leaf.issuer_name()),
             not_after: leaf.not_after().to_string(),
             days_left: seconds_until(leaf.not_after()).unwrap_or(0).div_euclid(DAY),
-            untrusted,
         }
     }
 }
@@ -195,7 +206,7 @@ impl ProbedName {
         let listeners = seen.listeners.iter();
         let listeners = listeners.map(|listener| ProbedListener::new(listener, &seen.asked));
         let listeners = listeners.collect();
-        let (addresses, aliases, dns_problem) = match seen.records {
+        let (mut addresses, mut aliases, dns_problem) = match seen.records {
             Err(why) => (Vec::new(), Vec::new(), Some(why)),
             Ok(records) => {
                 let why = match (records.addresses.is_empty(), records.exists) {
@@ -206,7 +217,11 @@ impl ProbedName {
                 (records.addresses, records.aliases, why)
             }
         };
+        let beyond = [addresses.len(), aliases.len()].map(|count| count.saturating_sub(RECORDS) as u64);
+        addresses.truncate(RECORDS);
+        aliases.truncate(RECORDS);
         Self {
+            more_records: beyond.iter().sum(),
             asked: seen.name.starts_with("*.").then_some(seen.asked),
             name: seen.name,
             addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -230,6 +245,7 @@ impl ProbedListener {
             fingerprint: shown.map(|certificate| fingerprint_text(&certificate.shown.leaf)),
             covered: shown.is_some_and(|certificate| certificate.is_good_for_name),
             in_force: shown.is_some_and(|certificate| certificate.is_in_force),
+            untrusted: shown.and_then(|certificate| certificate.shown.distrust.clone()),
             protocol: shown.map(|certificate| certificate.shown.version.to_owned()),
             problem,
         }

@@ -50,6 +50,8 @@ const ASKED_ELSEWHERE: usize = 4;
 /// Longest line of a mail server before TLS, and most of them before its answer.
 const LINE_MAX: usize = 1024;
 const LINES_MAX: usize = 8;
+/// Most letters of a line that are quoted.
+const QUOTED_MAX: usize = 100;
 /// What stands for the `*` of a pattern.
 const ANY_LABEL: &str = "portico-probe";
 
@@ -210,18 +212,14 @@ impl App {
         let domain = system.domain(name).or_else(|| system.domain_by_host(name));
         let domain = domain.ok_or_else(|| ProbeRefusal::NoSuchName(name.to_owned()))?;
         let list = domain.list(&a::VIRTUAL_HOSTNAME).into_iter();
-        let mut all: Vec<String> = list.map(str::to_owned).collect();
+        let all: Vec<String> = list.map(str::to_owned).collect();
         if all.is_empty() {
             return Err(ProbeRefusal::NoNames(domain.name().to_owned()));
         }
-        // Of very many, the one that was named is among those that are looked at.
-        all.sort_by_key(|one| names::host(one) != names::host(name));
         let more = all.len().saturating_sub(NAMES_MAX);
-        all.truncate(NAMES_MAX);
-        all.sort_unstable();
         Ok(ProbePlan {
             domain: domain.name().to_owned(),
-            names: all,
+            names: first_names(all, name),
             more,
         })
     }
@@ -288,6 +286,7 @@ impl App {
     }
 
     async fn look(&self, client: &ProbeClient, name: &str, target: &ProbeTarget) -> Result<SeenCertificate, String> {
+        is_host_name(name)?;
         let look = async {
             let tcp = target.connect().await?;
             let local = tcp.peer_addr()?.ip().to_canonical();
@@ -314,6 +313,20 @@ impl SeenCertificate {
             shown,
         }
     }
+}
+
+/// Those that are looked at, in alphabetical order: of very many the same ones on every node, and among them the one that
+/// was named, or the pattern that it is one of.
+fn first_names(mut all: Vec<String>, named: &str) -> Vec<String> {
+    let named = names::host(named);
+    all.sort_by_cached_key(|one| {
+        let pattern = names::host(one);
+        let is_meant = pattern == named || covers(&pattern, &named);
+        (!is_meant, one.clone())
+    });
+    all.truncate(NAMES_MAX);
+    all.sort_unstable();
+    all
 }
 
 /// The listeners at which clients with names see certificates. Whether one offers STARTTLS is its own choice, or the
@@ -365,7 +378,16 @@ fn one_of(name: &str) -> String {
     }
 }
 
+/// Clients send no address as a name (RFC 6066 §3).
+fn is_host_name(name: &str) -> Result<(), String> {
+    match name.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(_) => Err("an address is no virtual host name".to_owned()),
+        Err(_) => Ok(()),
+    }
+}
+
 async fn records(dns: &DnsClient, name: &str) -> Result<HostRecords, String> {
+    is_host_name(name)?;
     let host = DnsName::parse(name).ok_or_else(|| "the DNS has no such names".to_owned())?;
     match timeout(NAME_WAIT, dns.host(&host)).await {
         Ok(found) => found.map_err(Into::into),
@@ -405,7 +427,7 @@ impl ProbeTarget {
 async fn ask_for_tls(tcp: &mut TcpStream, greeting: &str, command: &str, tag: &str) -> io::Result<()> {
     let greeted = line(tcp).await?;
     if !greeted.starts_with(greeting) {
-        return Err(io::Error::other(format!("its greeting is {greeted:?}")));
+        return Err(io::Error::other(format!("its greeting is {:?}", quoted(&greeted))));
     }
     tcp.write_all(format!("{command}\r\n").as_bytes()).await?;
     for _ in 0..LINES_MAX {
@@ -413,10 +435,21 @@ async fn ask_for_tls(tcp: &mut TcpStream, greeting: &str, command: &str, tag: &s
         let Some(answer) = said.strip_prefix(tag) else { continue };
         return match answer.starts_with("OK") || answer.starts_with("+OK") {
             true => Ok(()),
-            false => Err(io::Error::other(format!("it answers {said:?} to {command}"))),
+            false => {
+                let why = format!("it answers {:?} to {command}", quoted(&said));
+                Err(io::Error::other(why))
+            }
         };
     }
     Err(io::Error::other(format!("it does not answer {command}")))
+}
+
+/// As much of a line as people want to read.
+fn quoted(line: &str) -> String {
+    match line.char_indices().nth(QUOTED_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 /// A line, without its end. Nothing behind it is read: there TLS begins.
@@ -487,6 +520,41 @@ mod tests {
             [https.clone(), imaps.clone(), imap, pop3s.clone(), pop3.clone()]
         );
         assert_eq!(services(StartTls::Off), [https, imaps, pop3s, pop3]);
+    }
+
+    #[test]
+    fn of_very_many_names_the_first_ones_and_the_one_that_is_meant_are_looked_at() {
+        let many = || (0..80).map(|number| format!("n{number:02}.a.test"));
+        let with = |one: &str| many().rev().chain([one.to_owned()]).collect::<Vec<_>>();
+        for (all, named, last) in [
+            (with("z.a.test"), "a.test", "n49.a.test"),
+            (with("z.a.test"), "Z.a.test", "z.a.test"),
+            (with("n.test"), "n70.a.test", "n70.a.test"),
+            (with("*.z.a.test"), "mail.z.a.test", "n48.a.test"),
+        ] {
+            let first = first_names(all, named);
+            assert_eq!(
+                (first.len(), first.last().unwrap().as_str()),
+                (NAMES_MAX, last),
+                "{named}"
+            );
+            assert!(first.is_sorted());
+        }
+        assert!(first_names(with("*.z.a.test"), "mail.z.a.test").contains(&"*.z.a.test".to_owned()));
+    }
+
+    #[test]
+    fn addresses_are_no_names_and_long_lines_are_cut() {
+        for (name, is_name) in [
+            ("a.test", true),
+            ("192.0.2.1", false),
+            ("[2001:db8::1]", false),
+            ("::1", false),
+        ] {
+            assert_eq!(is_host_name(name).is_ok(), is_name, "{name}");
+        }
+        assert_eq!(quoted("short"), "short");
+        assert_eq!(quoted(&"ü".repeat(101)), format!("{}…", "ü".repeat(100)));
     }
 
     #[test]

@@ -53,6 +53,19 @@ impl<'a> Seen<'a> {
         let each: Vec<bool> = names.iter().flat_map(|name| self.of(name).are_good()).collect();
         let bad = each.iter().filter(|is_good| !**is_good).count();
         anyhow::ensure!(bad == 0, "{bad} of {} are not as they should be", each.len());
+        for (node, probe) in &self.probes {
+            let listeners = probe.names.iter().map(|name| name.listeners.len()).sum::<usize>();
+            anyhow::ensure!(
+                listeners > 0,
+                "0 listeners were looked at on {node}: none for web or mail clients has TLS"
+            );
+            let (seen, more) = (probe.names.len() as u64, probe.more);
+            anyhow::ensure!(
+                more == 0,
+                "only {seen} of {} names were looked at on {node}",
+                seen + more
+            );
+        }
         anyhow::ensure!(
             self.unread == 0,
             "a node answers in another form: it has another version"
@@ -72,8 +85,9 @@ impl<'a> Seen<'a> {
             out += "\n";
             out += &self.of(name).text();
         }
-        if first.more > 0 {
-            let _fits = writeln!(out, "\nand {} more names, which were not looked at", first.more);
+        let more = self.probes.iter().map(|(_, probe)| probe.more).max().unwrap_or(0);
+        if more > 0 {
+            let _fits = writeln!(out, "\nand {more} more names, which were not looked at");
         }
         let listeners = self.probes.iter().flat_map(|(_, probe)| &probe.names);
         let listeners = listeners.flat_map(|name| &name.listeners);
@@ -82,9 +96,31 @@ impl<'a> Seen<'a> {
             out += "\ncertificates\n";
         }
         for certificate in shown.iter().filter_map(|one| self.certificates.get(*one)) {
-            let _fits = writeln!(out, "  {}", printable(&about(certificate)));
+            let text = format!("{}; {}", about(certificate), self.trust(&certificate.fingerprint));
+            let _fits = writeln!(out, "  {}", printable(&text));
         }
         out
+    }
+
+    /// On which nodes the authorities vouch for a certificate, and why not on the others.
+    fn trust(&self, fingerprint: &str) -> String {
+        let mut said: Vec<(Option<&str>, Vec<&str>)> = Vec::new();
+        for (node, probe) in &self.probes {
+            let mut shown = probe.names.iter().flat_map(|name| &name.listeners);
+            let Some(one) = shown.find(|one| one.fingerprint.as_deref() == Some(fingerprint)) else {
+                continue;
+            };
+            let why = one.untrusted.as_deref();
+            match said.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, nodes)) => nodes.push(node),
+                None => said.push((why, vec![node])),
+            }
+        }
+        let texts = said.into_iter().map(|(why, nodes)| match why {
+            None => format!("known to the authorities of {}", nodes.join(", ")),
+            Some(why) => format!("not known to the authorities of {} ({why})", nodes.join(", ")),
+        });
+        texts.collect::<Vec<_>>().join("; ")
     }
 
     /// The names that any node has.
@@ -96,18 +132,18 @@ impl<'a> Seen<'a> {
 
     fn of<'s>(&'s self, name: &'s str) -> NameOnNodes<'s> {
         let found = |probe: &'s LiveProbe| probe.names.iter().find(|one| one.name == name);
-        let rows = self
+        // A node that has more names than it looks at may have it, too.
+        let (left_out, others): (Vec<_>, Vec<_>) = self
             .probes
             .iter()
-            .map(|(node, probe)| (*node, found(probe), probe.more));
-        // A node that has more names than it looks at may have it, too.
-        let rows = rows.filter(|(_, found, more)| found.is_some() || *more == 0);
-        let rows: Vec<_> = rows.map(|(node, found, _)| (node, found)).collect();
+            .partition(|(_, probe)| found(probe).is_none() && probe.more > 0);
+        let rows: Vec<_> = others.into_iter().map(|(node, probe)| (*node, found(probe))).collect();
         NameOnNodes {
             seen: self,
             name,
             usual: self.usual(&rows),
             rows,
+            left_out: left_out.into_iter().map(|(node, _)| *node).collect(),
         }
     }
 
@@ -146,6 +182,8 @@ struct NameOnNodes<'s> {
     /// Each node with what it has of it; `None`: it does not know the name.
     rows: Vec<(&'s str, Option<&'s ProbedName>)>,
     usual: Option<&'s str>,
+    /// Nodes that did not look at it, because they have so many.
+    left_out: Vec<&'s str>,
 }
 
 impl NameOnNodes<'_> {
@@ -222,6 +260,7 @@ impl NameOnNodes<'_> {
             None => vec![format!("{node}: this name is not known there")],
         };
         let mut notes: Vec<String> = self.rows.iter().flat_map(of_node).collect();
+        notes.extend(self.left_out.iter().map(|node| format!("{node}: not looked at there")));
         if listeners(&self.rows).next().is_none() {
             notes.push("no listener for web or mail clients has TLS".to_owned());
         }
@@ -289,6 +328,10 @@ fn records(found: &ProbedName) -> String {
             addresses.join(", ")
         }
     };
+    let what = match found.more_records {
+        0 => what,
+        more => format!("{what} and {more} more"),
+    };
     match found.aliases.is_empty() {
         true => what,
         false => format!("an alias of {}: {what}", found.aliases.join(", then ")),
@@ -296,12 +339,8 @@ fn records(found: &ProbedName) -> String {
 }
 
 fn about(certificate: &ProbedCertificate) -> String {
-    let trust = match &certificate.untrusted {
-        None => "known to the authorities of this machine".to_owned(),
-        Some(why) => format!("not known to the authorities of this machine ({why})"),
-    };
     format!(
-        "{}: for {}; by {}; until {}, {} days left; {trust}",
+        "{}: for {}; by {}; until {}, {} days left",
         short(&certificate.fingerprint),
         certificate.names.join(", "),
         certificate.issuer,
@@ -329,7 +368,7 @@ mod tests {
     fn probe(addresses: &[&str], listeners: &[serde_json::Value]) -> serde_json::Value {
         let certificate = |fingerprint: &str, days: i64| {
             json!({"fingerprint": fingerprint, "names": ["mail.a.test"], "subject": "", "issuer": "CN=x",
-                   "not_after": "then", "days_left": days, "untrusted": null})
+                   "not_after": "then", "days_left": days})
         };
         json!({"domain": "a.test", "more": 0, "certificates": [certificate("aaaa", 10), certificate("bbbb", 80)],
                "names": [{"name": "mail.a.test", "addresses": addresses, "dns_problem": null, "listeners": listeners}]})
@@ -344,6 +383,47 @@ mod tests {
                 error: None,
                 answer: Some(there).filter(|there| !there.is_null()),
             }],
+        }
+    }
+
+    #[test]
+    fn what_was_not_looked_at_is_no_success() {
+        let good = || probe(&["192.0.2.1"], &[listener("HTTPS", Some("bbbb"), None)]);
+        let mut many = good();
+        many["more"] = json!(10);
+        let mut other = many.clone();
+        other["names"][0]["name"] = json!("other.a.test");
+        let mut foreign = good();
+        foreign["names"][0]["listeners"][0]["untrusted"] = json!("it is self-signed");
+        for (there, failure, part) in [
+            (good(), None, "; known to the authorities of proxy1, proxy2\n"),
+            (
+                many,
+                Some("only 1 of 11 names were looked at on proxy2"),
+                "and 10 more names",
+            ),
+            (
+                other,
+                Some("1 of 3 are not as they should be"),
+                "  proxy2: not looked at there\n",
+            ),
+            (
+                probe(&["192.0.2.1"], &[]),
+                Some("0 listeners were looked at on proxy2: none for web or mail clients has TLS"),
+                "proxy1  80 days\n",
+            ),
+            (
+                foreign,
+                None,
+                "; known to the authorities of proxy1; not known to the authorities of proxy2 (it is self-signed)\n",
+            ),
+        ] {
+            let all = seen(good(), there);
+            let seen = Seen::new(&all, HERE);
+            let text = seen.text();
+            assert!(text.contains(part), "{part:?} is not in {text}");
+            let said = seen.complete().err().map(|error| error.to_string());
+            assert_eq!(said.as_deref(), failure, "{text}");
         }
     }
 

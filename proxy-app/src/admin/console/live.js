@@ -1,6 +1,6 @@
 // What clients see of the names of a domain: the DNS, and the certificate that each node shows by each service.
 
-import { days, h, name, note, others, pill, table, time } from "./dom.js";
+import { days, h, name, note, others, pill, table, time, visible } from "./dom.js";
 
 // The services, in the order of their columns.
 const SERVICES = ["HTTPS", "IMAPS", "POP3S", "IMAP STARTTLS", "POP3 STLS"];
@@ -34,6 +34,7 @@ function usual(rows, left) {
 function records(found) {
   const sub = (...content) => h("span", { class: "sub" }, content);
   const aliases = (found.aliases ?? []).map((each) => sub("alias of ", name(each)));
+  if (found.more_records > 0) aliases.push(sub(`and ${found.more_records} more`));
   if (found.dns_problem) return [h("div", {}, pill("no address", "warn")), sub(name(found.dns_problem)), aliases];
   return [[...found.addresses].sort().map((each) => sub(name(each))), aliases];
 }
@@ -48,11 +49,22 @@ function cell(one, row, left, isOnly) {
     return pill(`✓ ${left(one.fingerprint)} days`, left(one.fingerprint) < 7 ? "warn" : "good");
   };
   const sub = (kind, ...content) => h("span", { class: `sub ${kind}` }, content);
-  return h("div", { class: "seen", title: `at ${one.listener}` },
+  return h("div", { class: "seen", title: visible(`at ${one.listener}`) },
     mark(),
     one.problem ? sub("", name(one.problem)) : null,
     one.fingerprint && !isUsual ? sub("mono", short(one.fingerprint)) : null,
-    isOnly && !one.problem ? null : sub("", `at ${one.listener}`));
+    isOnly && !one.problem ? null : sub("", "at ", name(one.listener)));
+}
+
+// On which nodes the authorities vouch for a certificate, and why not on the others.
+function trust(probes, fingerprint) {
+  const said = new Map();
+  for (const probe of probes) {
+    const one = probe.names.flatMap((each) => each.listeners).find((each) => each.fingerprint === fingerprint);
+    if (one) said.set(one.untrusted ?? "", [...(said.get(one.untrusted ?? "") ?? []), probe.node || "this node"]);
+  }
+  return [...said].flatMap(([why, nodes]) => [why ? "; not known to the authorities of " : "; known to the authorities of ",
+    name(nodes.join(", ")), why ? [": ", name(why)] : []]);
 }
 
 // All of it as an element.
@@ -62,9 +74,11 @@ export function seen(answer) {
   const left = (fingerprint) => certificates.get(fingerprint)?.days_left ?? 0;
   const all = [...new Set(probes.flatMap((probe) => probe.names.map((one) => one.name)))].sort();
   const rows = all.flatMap((each) => {
-    const here = probes
-      .map((probe) => ({ name: each, node: probe.node, found: probe.names.find((one) => one.name === each), more: probe.more }))
-      .filter((row) => row.found || row.more === 0);
+    const here = probes.map((probe) => {
+      const found = probe.names.find((one) => one.name === each);
+      // A node that has more names than it looks at may have it, too.
+      return { name: each, node: probe.node, found, leftOut: !found && probe.more > 0 };
+    });
     const most = usual(here, left);
     return here.map((row) => ({ ...row, usual: most }));
   });
@@ -78,7 +92,7 @@ export function seen(answer) {
       cell: (row) => [
         h("strong", {}, name(row.name)),
         row.found?.asked ? h("span", { class: "sub" }, "as ", name(row.found.asked)) : null,
-        row.found ? records(row.found) : h("div", {}, pill("not known here", "bad")),
+        row.found ? records(row.found) : h("div", {}, row.leftOut ? pill("not looked at there", "warn") : pill("not known here", "bad")),
       ],
     },
     ...(several ? [{ title: "Node", class: "address", cell: (row) => name(row.node) }] : []),
@@ -92,22 +106,26 @@ export function seen(answer) {
   ], (row) => `${row.name} ${row.node}`);
   list.update(rows);
 
-  const unknown = rows.filter((row) => !row.found).length;
+  const unknown = rows.filter((row) => !row.found && !row.leftOut).length;
   const bad = listeners.filter((one) => one.problem).length + unknown;
   const differs = rows.some((row) => row.found?.listeners.some((one) => !one.problem && one.fingerprint !== row.usual));
   const silent = others(answer);
   const at = silent.length > 0 ? "at the nodes that have answered" : "everywhere";
+  const blind = probes.filter((probe) => !probe.names.some((one) => one.listeners.length > 0));
+  const more = Math.max(...probes.map((probe) => probe.more));
   function verdict() {
     if (bad > 0) return note(`${bad} of ${listeners.length + unknown} are not as they should be.`, "bad");
     if (listeners.length === 0) return note("No listener for web or mail clients has TLS.", "warn");
+    if (blind.length > 0) return note(`No listener was looked at on ${blind.map((probe) => probe.node).join(", ")}: none for web or mail clients has TLS.`, "warn");
+    if (more > 0) return note(`Only ${all.length} of ${all.length + more} names were looked at. Each of them is shown a certificate that is good for it.`, "warn");
     if (differs) return note("Every name is shown a certificate that is good for it, but not everywhere the same one.", "warn");
     return note(`Every name is shown its certificate ${at}.`, silent.length > 0 ? "warn" : "good");
   }
-  const more = answer.more > 0 ? [h("p", { class: "soft" }, `and ${answer.more} more names, which were not looked at`)] : [];
+  const beyond = more > 0 ? [h("p", { class: "soft" }, `and ${more} more names, which were not looked at`)] : [];
   const shown = [...certificates.values()].map((one) => h("li", {},
     h("span", { class: "mono" }, short(one.fingerprint)), " ", days(one.days_left),
     h("span", { class: "sub" }, "for ", name(one.names.join(", "))),
-    h("span", { class: "sub" }, "by ", name(one.issuer), one.untrusted ? `; not known to the authorities of this machine: ${one.untrusted}` : "; known to the authorities of this machine")));
+    h("span", { class: "sub" }, "by ", name(one.issuer), trust(probes, one.fingerprint))));
   const heading = h("h3", {}, "What clients see, at ", time(new Date().toISOString()));
-  return h("div", { class: "live" }, heading, verdict(), silent, list.element, more, shown.length > 0 ? h("ul", { class: "plain" }, shown) : null);
+  return h("div", { class: "live" }, heading, verdict(), silent, list.element, beyond, shown.length > 0 ? h("ul", { class: "plain" }, shown) : null);
 }
