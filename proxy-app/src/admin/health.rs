@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use openssl::x509::X509NameRef;
+use openssl::x509::{X509NameRef, X509Ref};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -18,9 +18,12 @@ use crate::app::acme_orders::at;
 use crate::app::certificates as in_use;
 use crate::app::env::AdminEnv;
 use crate::nodes::OrderingNode;
-use crate::tls::certificate::CertKey;
+use crate::tls::asn1_time::seconds_until;
+use crate::tls::certificate::{CertKey, fingerprint_text, names_in};
 use crate::upstream::groups::{self, Health};
 
+/// Seconds of a day.
+const DAY: i64 = 86_400;
 /// Heaviest share of requests.
 const MAX_WEIGHT: u32 = 1000;
 
@@ -321,23 +324,45 @@ impl FailedOrder {
 impl Certificate {
     /// The facts of a certificate.
     pub(crate) fn new(used_for: String, pair: &CertKey, source: &str) -> Self {
-        let leaf = pair.leaf();
-        let names = leaf.subject_alt_names().into_iter().flatten();
+        let facts = LeafFacts::of(pair.leaf());
         Self {
             used_for,
             source: source.to_owned(),
+            subject: facts.subject,
+            issuer: facts.issuer,
+            fingerprint: facts.fingerprint,
+            names: facts.names,
+            not_after: facts.not_after,
+            days_left: facts.days_left,
+        }
+    }
+}
+
+/// What answers say of any certificate.
+pub(super) struct LeafFacts {
+    pub(super) subject: String,
+    pub(super) issuer: String,
+    pub(super) fingerprint: String,
+    pub(super) names: Vec<String>,
+    pub(super) not_after: String,
+    pub(super) days_left: i64,
+}
+
+impl LeafFacts {
+    pub(super) fn of(leaf: &X509Ref) -> Self {
+        Self {
             subject: distinguished(leaf.subject_name()),
             issuer: distinguished(leaf.issuer_name()),
-            fingerprint: pair.fingerprint_text(),
-            names: names.filter_map(|name| name.dnsname().map(str::to_owned)).collect(),
+            fingerprint: fingerprint_text(leaf),
+            names: names_in(leaf),
             not_after: leaf.not_after().to_string(),
-            days_left: pair.seconds_left().div_euclid(86_400),
+            days_left: seconds_until(leaf.not_after()).unwrap_or(0).div_euclid(DAY),
         }
     }
 }
 
 /// A name of a certificate as people write it.
-pub(super) fn distinguished(name: &X509NameRef) -> String {
+fn distinguished(name: &X509NameRef) -> String {
     let parts = name.entries().map(|entry| {
         let value = entry.data().to_string().unwrap_or_default();
         format!("{}={value}", entry.object().nid().short_name().unwrap_or("?"))

@@ -13,12 +13,11 @@ use utoipa::ToSchema;
 
 use crate::admin::api_error::ApiError;
 use crate::admin::caller::Caller;
-use crate::admin::health::distinguished;
+use crate::admin::health::LeafFacts;
 use crate::app::env::AdminEnv;
 use crate::app::live_probe::{ProbeAsker, ProbePlan, ProbeRefusal, SeenListener, SeenName, TURN_WAIT, WHOLE_WAIT};
 use crate::nodes::ANSWERS;
-use crate::tls::asn1_time::seconds_until;
-use crate::tls::certificate::{fingerprint_text, names_in};
+use crate::tls::certificate::fingerprint_text;
 
 /// How long a node has for it, as others see it: for its turn, for the look itself, and for its answer to come.
 pub(super) const PROBED: Duration = TURN_WAIT.saturating_add(WHOLE_WAIT).saturating_add(ANSWERS);
@@ -26,8 +25,6 @@ pub(super) const PROBED: Duration = TURN_WAIT.saturating_add(WHOLE_WAIT).saturat
 const RECORDS: usize = 16;
 /// Names of a certificate that are listed: it may come from anybody.
 const NAMES: usize = 100;
-/// Seconds of a day.
-const DAY: i64 = 86_400;
 
 /// Whose names to look at.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -174,7 +171,7 @@ impl LiveProbe {
             let leaf = &certificate.shown.leaf;
             let fingerprint = fingerprint_text(leaf);
             if certificates.iter().all(|known| known.fingerprint != fingerprint) {
-                certificates.push(ProbedCertificate::new(fingerprint, leaf));
+                certificates.push(ProbedCertificate::new(leaf));
             }
         }
         Self {
@@ -187,16 +184,16 @@ impl LiveProbe {
 }
 
 impl ProbedCertificate {
-    fn new(fingerprint: String, leaf: &X509Ref) -> Self {
-        let mut names = names_in(leaf);
-        names.truncate(NAMES);
+    fn new(leaf: &X509Ref) -> Self {
+        let mut facts = LeafFacts::of(leaf);
+        facts.names.truncate(NAMES);
         Self {
-            fingerprint,
-            names,
-            subject: distinguished(leaf.subject_name()),
-            issuer: distinguished(leaf.issuer_name()),
-            not_after: leaf.not_after().to_string(),
-            days_left: seconds_until(leaf.not_after()).unwrap_or(0).div_euclid(DAY),
+            fingerprint: facts.fingerprint,
+            names: facts.names,
+            subject: facts.subject,
+            issuer: facts.issuer,
+            not_after: facts.not_after,
+            days_left: facts.days_left,
         }
     }
 }
