@@ -211,6 +211,17 @@ fn all_is_well(two: &TwoNodes) -> Result<()> {
         let refused = said(&nodes[0], &["certificate", "probe", name])?;
         ensure!(refused.code == 1 && refused.err.contains(why), "{}", refused.err);
     }
+    // The other one has not heard of them.
+    let heard = |name: &str| {
+        nodes[1]
+            .output()
+            .contains(&format!("/v1/certificates/probe?name={name}"))
+    };
+    ensure!(
+        heard("mail%2Ea%2Eexample") && !heard("nobody%2Eexample"),
+        "{}",
+        nodes[1].output()
+    );
     Ok(())
 }
 

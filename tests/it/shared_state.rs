@@ -128,7 +128,13 @@ pub(crate) fn node(town: &Town, name: &str, front: &Endpoints) -> Node {
 }
 
 fn start(stage: &Stage, name: &str, node: &Node, directory: &Directory) -> Result<Portico> {
-    Portico::start_at(stage, name, node, directory, &[("RUST_LOG", "info")])
+    Portico::start_at(
+        stage,
+        name,
+        node,
+        directory,
+        &[("RUST_LOG", "info,proxy_app::admin::everywhere=debug")],
+    )
 }
 
 pub(crate) fn at(redis: &Redis) -> String {

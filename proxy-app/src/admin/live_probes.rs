@@ -55,12 +55,12 @@ pub(crate) struct ProbedName {
     /// The name that was looked for in place of a pattern.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<String>,
-    /// Its addresses, as the resolvers of this node know them (`acme.resolvers`, or the system's).
+    /// Its addresses, as the resolvers of this node know them (`acme.resolvers`, or the system's); at most 16.
     pub addresses: Vec<String>,
-    /// The names that stand in its place there (CNAME records), one after the other.
+    /// The names that stand in its place there (CNAME records), in the order in which they were answered; at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
-    /// How many more addresses and names there are: of each at most 16 are listed.
+    /// How many more addresses and such names there are.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more_records: u64,
     /// Why there are no addresses.
@@ -118,7 +118,7 @@ pub(crate) struct ProbedCertificate {
     (status = 200, body = LiveProbe),
     (status = 404, description = "No domain has this name", body = ApiError),
     (status = 409, description = "The domain has no virtual host name", body = ApiError),
-    (status = 503, description = "Somebody else looks at the moment: nobody has been asked", body = ApiError),
+    (status = 503, description = "Somebody else looks at the moment", body = ApiError),
 ))]
 pub(crate) async fn probe(
     State(env): State<Arc<AdminEnv>>,

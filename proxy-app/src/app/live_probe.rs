@@ -55,6 +55,9 @@ const QUOTED_MAX: usize = 100;
 /// What stands for the `*` of a pattern.
 const ANY_LABEL: &str = "portico-probe";
 
+/// What is looked at, in the order in which people read it.
+pub(crate) const SERVICES: [&str; 5] = ["HTTPS", "IMAPS", "POP3S", "IMAP STARTTLS", "POP3 STLS"];
+
 /// What there was no time for.
 const NO_TIME: &str = "there was no time left to look";
 
@@ -147,7 +150,7 @@ pub(crate) struct SeenName {
 pub(crate) struct SeenListener {
     /// Where it listens.
     pub address: SocketAddr,
-    /// What it serves: `HTTPS`, `IMAPS`, `POP3S`, `IMAP STARTTLS`, `POP3 STLS`.
+    /// What it serves: one of [`SERVICES`].
     pub service: &'static str,
     /// The certificate, or why none was seen.
     pub certificate: Result<SeenCertificate, String>,
@@ -332,15 +335,16 @@ fn first_names(mut all: Vec<String>, named: &str) -> Vec<String> {
 /// The listeners at which clients with names see certificates. Whether one offers STARTTLS is its own choice, or the
 /// directory's.
 fn targets(listeners: &[Listener], of_directory: impl Fn(Serve) -> StartTls) -> Vec<ProbeTarget> {
+    let [https, imaps, pop3s, imap, pop3] = SERVICES;
     let each = listeners.iter().filter_map(|listener| {
         let starttls = listener.starttls.unwrap_or_else(|| of_directory(listener.serve));
         let offers_tls = starttls != StartTls::Off;
         let (service, begin) = match (listener.serve, listener.tls) {
-            (Serve::Web, ListenerTls::Implicit) => ("HTTPS", TlsBegin::AtOnce),
-            (Serve::Imap, ListenerTls::Implicit) => ("IMAPS", TlsBegin::AtOnce),
-            (Serve::Pop3, ListenerTls::Implicit) => ("POP3S", TlsBegin::AtOnce),
-            (Serve::Imap, ListenerTls::StartTls) if offers_tls => ("IMAP STARTTLS", TlsBegin::StartTls),
-            (Serve::Pop3, ListenerTls::StartTls) if offers_tls => ("POP3 STLS", TlsBegin::Stls),
+            (Serve::Web, ListenerTls::Implicit) => (https, TlsBegin::AtOnce),
+            (Serve::Imap, ListenerTls::Implicit) => (imaps, TlsBegin::AtOnce),
+            (Serve::Pop3, ListenerTls::Implicit) => (pop3s, TlsBegin::AtOnce),
+            (Serve::Imap, ListenerTls::StartTls) if offers_tls => (imap, TlsBegin::StartTls),
+            (Serve::Pop3, ListenerTls::StartTls) if offers_tls => (pop3, TlsBegin::Stls),
             _ => return None,
         };
         Some(ProbeTarget {

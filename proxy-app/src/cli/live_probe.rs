@@ -5,13 +5,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use crate::admin::live_probes::{LiveProbe, ProbedCertificate, ProbedListener, ProbedName};
+use crate::app::live_probe::SERVICES;
 use crate::cli::asking::{printable, table};
 use crate::cli::nodes::Everywhere;
 
 /// Digits of a fingerprint by which people tell certificates apart.
 const SHORT: usize = 12;
-/// The services, in the order of their columns.
-const SERVICES: [&str; 5] = ["HTTPS", "IMAPS", "POP3S", "IMAP STARTTLS", "POP3 STLS"];
 
 /// What a node is called that knows no other one.
 pub(super) const HERE: &str = "this node";
@@ -29,11 +28,10 @@ impl<'a> Seen<'a> {
     /// Of these answers; `here` is the name of the node that does not say its own.
     pub(super) fn new(all: &'a Everywhere<LiveProbe>, here: &'a str) -> Self {
         let (mut probes, mut unread) = (vec![(all.node.as_deref().unwrap_or(here), all.here.clone())], 0);
-        for other in all.nodes.iter().filter(|other| other.error.is_none()) {
-            // Without an answer it is a node that does not know the name.
-            let answer = other.answer.clone().map(serde_json::from_value);
-            match answer.unwrap_or_else(|| Ok(LiveProbe::default())) {
-                Ok(probe) => probes.push((&other.node, probe)),
+        for (node, answer) in all.others() {
+            match answer {
+                // Without an answer it is a node that does not know the name.
+                Ok(probe) => probes.push((node, probe.unwrap_or_default())),
                 Err(_) => unread += 1,
             }
         }

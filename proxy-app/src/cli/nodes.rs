@@ -109,11 +109,18 @@ impl<T: Serialize + DeserializeOwned> Everywhere<T> {
         T: Clone,
     {
         let here = self.node.as_deref().unwrap_or_default();
-        let others = self.nodes.iter().filter_map(|node| {
-            let answer = serde_json::from_value(node.answer.clone()?).ok()?;
-            Some((node.node.as_str(), answer))
-        });
+        let others = self.others().filter_map(|(node, answer)| Some((node, answer.ok()??)));
         std::iter::once((here, self.here.clone())).chain(others).collect()
+    }
+
+    /// The answers of the other nodes that have not failed: `None`, there was nothing to do; an error, it is of another form
+    /// than ours.
+    pub(super) fn others(&self) -> impl Iterator<Item = (&str, serde_json::Result<Option<T>>)> {
+        let done = self.nodes.iter().filter(|node| node.error.is_none());
+        done.map(|node| {
+            let answer = node.answer.clone().map(serde_json::from_value);
+            (node.node.as_str(), answer.transpose())
+        })
     }
 }
 
