@@ -128,13 +128,9 @@ pub(crate) fn node(town: &Town, name: &str, front: &Endpoints) -> Node {
 }
 
 fn start(stage: &Stage, name: &str, node: &Node, directory: &Directory) -> Result<Portico> {
-    Portico::start_at(
-        stage,
-        name,
-        node,
-        directory,
-        &[("RUST_LOG", "info,proxy_app::admin::everywhere=debug")],
-    )
+    // With what other nodes have it do.
+    let log = "info,proxy_app::admin::everywhere=debug";
+    Portico::start_at(stage, name, node, directory, &[("RUST_LOG", log)])
 }
 
 pub(crate) fn at(redis: &Redis) -> String {

@@ -61,8 +61,8 @@ struct DoneTogether {
     admit: Admission,
 }
 
-/// Finds a place for a request of this caller, which it keeps until all nodes have answered, and has a look at the request
-/// if it is for this node. It does not wait.
+/// Finds a place for a request of this caller, which it keeps until all nodes have answered, and has a look at the
+/// request if it is for this node. It does not wait.
 type Admission = fn(&AdminEnv, Option<&Caller>, Option<&Uri>) -> Result<OwnedSemaphorePermit, ApiError>;
 
 const fn shared(method: Method, path: &'static str) -> SharedRequest {

@@ -129,8 +129,8 @@ pub(crate) async fn probe(
     Ok(Json(LiveProbe::new(plan, seen)))
 }
 
-/// Refuses a request before any node looks: where so many have asked already, and where this node is to look and does not
-/// know the name. The place is kept until all have answered.
+/// Refuses a request before any node looks: where so many have asked already, and where this node is to look and does
+/// not know the name. The place is kept until all have answered.
 pub(super) fn admit(
     env: &AdminEnv,
     caller: Option<&Caller>,

@@ -40,8 +40,8 @@ const NAME_WAIT: Duration = Duration::from_secs(5);
 const LOOK_WAIT: Duration = Duration::from_secs(3);
 /// How long a look at all of them may take.
 pub(crate) const WHOLE_WAIT: Duration = Duration::from_secs(20);
-/// How long one waits for those that came before it: so long that administrators of two nodes, who ask at the same time,
-/// do not refuse each other.
+/// How long one waits for those that came before it: so long that administrators of two nodes, who ask at the same
+/// time, do not refuse each other.
 pub(crate) const TURN_WAIT: Duration = WHOLE_WAIT.saturating_add(Duration::from_secs(1));
 /// Requests that this node's own callers may have under way: each has all nodes look.
 const ASKED_HERE: usize = 1;
@@ -318,8 +318,8 @@ impl SeenCertificate {
     }
 }
 
-/// Those that are looked at, in alphabetical order: of very many the same ones on every node, and among them the one that
-/// was named, or the pattern that it is one of.
+/// Those that are looked at, in alphabetical order: of very many the same ones on every node, and among them the one
+/// that was named, or the pattern that it is one of.
 fn first_names(mut all: Vec<String>, named: &str) -> Vec<String> {
     let named = names::host(named);
     all.sort_by_cached_key(|one| {

@@ -113,8 +113,8 @@ impl<T: Serialize + DeserializeOwned> Everywhere<T> {
         std::iter::once((here, self.here.clone())).chain(others).collect()
     }
 
-    /// The answers of the other nodes that have not failed: `None`, there was nothing to do; an error, it is of another form
-    /// than ours.
+    /// The answers of the other nodes that have not failed: `None`, there was nothing to do; an error, it is of another
+    /// form than ours.
     pub(super) fn others(&self) -> impl Iterator<Item = (&str, serde_json::Result<Option<T>>)> {
         let done = self.nodes.iter().filter(|node| node.error.is_none());
         done.map(|node| {

@@ -279,8 +279,8 @@ fn private_key(pem: &[u8]) -> Result<PKey<Private>, CertError> {
     PKey::private_key_from_pem_callback(pem, |_| Ok(0)).map_err(CertError::Key)
 }
 
-/// Whether a certificate for `pattern` is good for this name. RFC 6125 §6.4.3: `*` stands for the whole left-most label and
-/// nothing else.
+/// Whether a certificate for `pattern` is good for this name. RFC 6125 §6.4.3: `*` stands for the whole left-most label
+/// and nothing else.
 pub(crate) fn covers(pattern: &str, name: &str) -> bool {
     let name = names::host(name);
     match pattern.strip_prefix("*.") {

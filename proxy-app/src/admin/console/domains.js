@@ -236,7 +236,7 @@ function card(domain, { mayChange, attempt }) {
 
   // Shows what clients see of the names, on all nodes.
   async function look(button) {
-    put(live, note("Every name is looked up, and asked for at every listener. This takes up to half a minute.", "info"));
+    put(live, note("Every name is looked up, and asked for at every listener. This takes up to 20 seconds, and as long again while others look.", "info"));
     try {
       put(live, seen(await busy(button, () => get("/v1/certificates/probe", { name: domain.name }))));
     } catch (error) {
