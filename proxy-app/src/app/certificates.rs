@@ -7,7 +7,7 @@ use mail_directory::yaml::{Problem, Problems, problem, warning};
 use mail_directory::{Entry, System, View, attributes as a, secret_file};
 
 use crate::config::Config;
-use crate::tls::certificate::CertKey;
+use crate::tls::certificate::{CertKey, WANTS_STAPLE};
 use crate::tls::certificate_store::CertStore;
 
 /// A certificate of an authority of which less than this part of its life is left has missed its renewal. Renewal begins
@@ -32,6 +32,9 @@ pub(crate) fn cert_store(
             store.note_fault(domain.name(), why.clone());
         }
         let pair = usable(fresh, kept, key, problems);
+        if pair.as_ref().is_some_and(|pair| pair.wants_staple()) {
+            problems.push(warning(format!("domains.{}", domain.name()), WANTS_STAPLE));
+        }
         let names: Vec<&str> = domain.list(&a::VIRTUAL_HOSTNAME);
         let default = store.default.clone();
         let of_authority = pair.as_ref().filter(|pair| is_from_authority(&domain, pair));
@@ -185,6 +188,9 @@ fn default_certificate(
     if let Some(message) = secret_file::warning(key) {
         problems.push(warning("tls.key".to_owned(), message));
     }
+    if pair.wants_staple() {
+        problems.push(warning("tls.certificate".to_owned(), WANTS_STAPLE));
+    }
     if let Some(when) = pair.expired() {
         // Users can click a warning away; they cannot read mail at a listener that is not open.
         problems.push(warning("tls.certificate".to_owned(), format!("expired on {when}")));
@@ -196,7 +202,9 @@ fn default_certificate(
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::tls::certificate::samples::pair;
+    use crate::tls::certificate::samples::{pair, pair_with};
+    use openssl::asn1::{Asn1Object, Asn1OctetString};
+    use openssl::x509::X509Extension;
 
     #[test]
     fn a_name_that_an_authority_refuses_keeps_the_default_certificate() {
@@ -223,6 +231,41 @@ mod tests {
             assert_eq!((is_own("good.test"), is_own("bad.test")), (true, !shows_default));
             // No certificate is good for it: that of its domain is as good as another.
             assert!(is_own("other.test"));
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_wants_a_staple_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        let feature = Asn1Object::from_str("1.3.6.1.5.5.7.1.24").unwrap();
+        // A list of one feature, which is status_request.
+        let value = Asn1OctetString::new_from_bytes(&[0x30, 3, 2, 1, 5]).unwrap();
+        let must_staple = X509Extension::new_from_der(&feature, false, &value).unwrap();
+        for (more, warnings) in [(Some(must_staple), 2), (None, 0)] {
+            let [certificate, key] = pair_with(5_000, "a.test", more);
+            std::fs::write(file("default.pem"), &certificate).unwrap();
+            std::fs::write(file("default.key"), &key).unwrap();
+            std::fs::write(
+                file("portico.yaml"),
+                "tls: {certificate: default.pem, key: default.key}\n",
+            )
+            .unwrap();
+            let (config, _) = Config::load(&file("portico.yaml")).unwrap();
+            let mut domain = Entry::new("a.test");
+            domain.set(a::SSL_CERTIFICATE.name, [certificate]);
+            domain.set(a::SSL_PRIVATE_KEY.name, [key]);
+            let system = System::new(Entry::new("config"), [], [domain], []);
+            let mut problems = Problems::new();
+            cert_store(
+                &config,
+                &system,
+                &system.node("node.test"),
+                &CertStore::default(),
+                &mut problems,
+            );
+            let told = problems.iter().filter(|problem| problem.message == WANTS_STAPLE);
+            assert_eq!(told.count(), warnings, "{problems}");
         }
     }
 

@@ -4,7 +4,7 @@ use mail_directory::edit::EntryKind;
 use mail_directory::{Entry, attributes as a};
 
 use crate::provision::{CommandOutput, ProvisionError};
-use crate::tls::certificate::CertKey;
+use crate::tls::certificate::{CertKey, WANTS_STAPLE};
 
 /// Checks the pair that an entry would have. An invalid part is an error, a missing one a warning.
 ///
@@ -70,6 +70,9 @@ fn whole(
     ];
     if let Some(message) = dates.into_iter().flatten().next().filter(|_| is_new) {
         return Err(ProvisionError::value(message));
+    }
+    if is_new && pair.wants_staple() {
+        output.warn(["WARNING: ", WANTS_STAPLE].concat());
     }
     let names = entry.values(a::VIRTUAL_HOSTNAME.name).iter().map(String::as_str);
     let uncovered = pair.uncovered(names.filter(|_| kind == EntryKind::Domains));

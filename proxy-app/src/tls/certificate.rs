@@ -21,6 +21,12 @@ use crate::tls::tickets::TicketScope;
 /// Most certificates that are put in order. Chains have two to five.
 const MAX_SORTED: usize = 16;
 
+/// `id-pe-tlsfeature` (RFC 7633 section 6) as it stands in a certificate. No other feature is in use.
+const TLS_FEATURE: [u8; 10] = [0x06, 8, 0x2b, 6, 1, 5, 5, 7, 1, 24];
+/// What is said of such a certificate.
+pub(crate) const WANTS_STAPLE: &str =
+    "the certificate has must-staple, and is shown without a staple: some clients refuse it";
+
 /// A certificate, its chain and its key, checked to belong together.
 pub(crate) struct CertKey {
     pub(crate) leaf: X509,
@@ -151,6 +157,12 @@ impl CertKey {
     pub(crate) fn expired(&self) -> Option<String> {
         let now = Asn1Time::days_from_now(0).ok()?;
         (self.leaf.not_after() < now).then(|| self.leaf.not_after().to_string())
+    }
+
+    /// Whether it tells clients to insist on a staple (RFC 7633), which they do not get here.
+    pub(crate) fn wants_staple(&self) -> bool {
+        let der = self.leaf.to_der().unwrap_or_default();
+        der.windows(TLS_FEATURE.len()).any(|part| part == TLS_FEATURE)
     }
 
     /// When it becomes valid, if it is not yet.
@@ -296,11 +308,16 @@ pub(crate) mod samples {
     use openssl::hash::MessageDigest;
     use openssl::nid::Nid;
     use openssl::pkey::PKey;
-    use openssl::x509::X509Builder;
     use openssl::x509::extension::SubjectAlternativeName;
+    use openssl::x509::{X509Builder, X509Extension};
 
     /// A certificate for this name that ends so many seconds from now, and its key, as PEM.
     pub(crate) fn pair(left: i64, name: &str) -> [String; 2] {
+        pair_with(left, name, None)
+    }
+
+    /// The same with a further extension.
+    pub(crate) fn pair_with(left: i64, name: &str, more: Option<X509Extension>) -> [String; 2] {
         let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
         let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
         let time = |seconds: i64| Asn1Time::from_unix(jiff::Timestamp::now().as_second() + seconds).unwrap();
@@ -312,6 +329,8 @@ pub(crate) mod samples {
         let context = builder.x509v3_context(None, None);
         let names = SubjectAlternativeName::new().dns(name).build(&context).unwrap();
         builder.append_extension(names).unwrap();
+        more.into_iter()
+            .for_each(|more| builder.append_extension(more).unwrap());
         builder.sign(&key, MessageDigest::sha256()).unwrap();
         let texts = [builder.build().to_pem(), key.private_key_to_pem_pkcs8()];
         texts.map(|pem| String::from_utf8(pem.unwrap()).unwrap())
