@@ -116,6 +116,8 @@ fn a_limit_is_reported_in_the_servers_words_and_is_no_failed_login() -> Result<(
             let mut wire = scene.pop3s()?;
             wire.pop_ok("USER alice@a.example")?;
             wire.pop_ok(&format!("PASS {password}"))?;
+            // Dovecot counts it when its mailbox is open, which is later than its OK.
+            wire.pop_ok("STAT")?;
             wire
         };
         let mut pop3 = scene.pop3s()?;
