@@ -147,17 +147,17 @@ pub(crate) enum Fault {
     Ours,
 }
 
-/// A name that was not shown to be controlled.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FailedProof<'f> {
-    /// The name.
-    pub name: &'f str,
+/// A name for which there is no certificate.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RefusedName {
+    /// In lower case.
+    pub name: String,
     /// The reason.
-    pub why: &'f str,
+    pub why: String,
+    /// The pause that the authority asks for.
+    pub wait: Option<Duration>,
     /// Of what that is a fault.
     pub fault: Fault,
-    /// The pause that the authority asks for.
-    pub asked: Option<Duration>,
 }
 
 /// What is remembered of all domains.
@@ -408,15 +408,11 @@ impl CertificateCare {
     }
 
     /// A name was refused. Returns when it is tried again.
-    pub(crate) fn name_failed(&self, domain: &str, failed: FailedProof<'_>, now: i64) -> i64 {
-        let FailedProof {
-            name,
-            why,
-            fault,
-            asked,
-        } = failed;
+    pub(crate) fn name_failed(&self, domain: &str, refused: &RefusedName, now: i64) -> i64 {
+        let RefusedName { name, why, wait, fault } = refused;
         let mut state = self.0.lock();
         let names = &mut state.domains.entry(domain.to_owned()).or_default().names;
+        let fault = *fault;
         let pause = match fault {
             Fault::OfName => NAME_PAUSE,
             Fault::Ours => OWN_PAUSE,
@@ -425,10 +421,10 @@ impl CertificateCare {
         let previous = names.get(name).filter(|previous| previous.fault == fault);
         let setback = Setback {
             fault,
-            ..Setback::after(previous, pause, asked, now, why.to_owned())
+            ..Setback::after(previous, pause, *wait, now, why.clone())
         };
         let until = setback.until;
-        names.insert(name.to_owned(), setback);
+        names.insert(name.clone(), setback);
         until
     }
 
@@ -589,27 +585,26 @@ mod tests {
         orders.into_iter().flat_map(|order| order.names).collect()
     }
 
-    fn failed<'f>(name: &'f str, why: &'f str, asked: Option<Duration>) -> FailedProof<'f> {
-        let fault = Fault::OfName;
-        FailedProof {
-            name,
-            why,
-            fault,
-            asked,
+    fn failed(name: &str, why: &str, wait: Option<Duration>) -> RefusedName {
+        RefusedName {
+            name: name.to_owned(),
+            why: why.to_owned(),
+            wait,
+            fault: Fault::OfName,
         }
     }
 
     #[test]
     fn a_failure_of_our_own_keeps_no_name_waiting_for_a_day() {
         let care = CertificateCare::default();
-        let ours = FailedProof {
+        let ours = RefusedName {
             fault: Fault::Ours,
             ..failed("mail.a.test", "the name server does not answer", None)
         };
-        let pauses: Vec<i64> = (0..20).map(|_| care.name_failed("a.test", ours, NOW) - NOW).collect();
+        let pauses: Vec<i64> = (0..20).map(|_| care.name_failed("a.test", &ours, NOW) - NOW).collect();
         assert!((45..=75).contains(&pauses[0]), "{pauses:?}");
         assert!(pauses.iter().all(|pause| *pause <= 40 * 60), "{pauses:?}");
-        let of_name = care.name_failed("a.test", failed("mail.a.test", "no address", None), NOW) - NOW;
+        let of_name = care.name_failed("a.test", &failed("mail.a.test", "no address", None), NOW) - NOW;
         assert!((675..=1125).contains(&of_name), "the first of its own: {of_name}");
     }
 
@@ -652,7 +647,7 @@ mod tests {
         let care = CertificateCare::default();
         let new = domain(&["bad", "good"], None);
         assert_eq!(names(&care, &new, NOW), ["bad", "good"]);
-        let until = care.name_failed("a.test", failed("bad", "no address", None), NOW);
+        let until = care.name_failed("a.test", &failed("bad", "no address", None), NOW);
         assert_eq!(names(&care, &new, NOW), ["good"]);
         care.succeeded("a.test", &["good".to_owned()], NOW);
         let served = domain(&["bad", "good"], Some(current(true, 80, &["good"])));
@@ -660,7 +655,7 @@ mod tests {
         assert_eq!(names(&care, &served, until), ["bad", "good"]);
         let mut pauses = vec![until - NOW];
         for _ in 0..10 {
-            pauses.push(care.name_failed("a.test", failed("bad", "no address", None), NOW) - NOW);
+            pauses.push(care.name_failed("a.test", &failed("bad", "no address", None), NOW) - NOW);
         }
         assert!(
             (675..=1125).contains(&pauses[0]) && (1350..=2250).contains(&pauses[1]),
@@ -669,7 +664,7 @@ mod tests {
         assert!(pauses.iter().all(|pause| *pause <= DAY * 5 / 4), "{pauses:?}");
         assert!(pauses[10] >= DAY * 3 / 4, "{pauses:?}");
         let asked = Duration::from_secs(1_000_000);
-        let until = care.name_failed("a.test", failed("bad", "rateLimited", Some(asked)), NOW);
+        let until = care.name_failed("a.test", &failed("bad", "rateLimited", Some(asked)), NOW);
         assert_eq!(until, NOW + 1_000_000);
         // A name that is no longer wanted is forgotten.
         let _ = care.due(&[domain(&["good"], served.current)], NOW);
@@ -711,7 +706,7 @@ mod tests {
             let domain = domain(&["bad", "good"], Some(current(true, left, &["bad", "good"])));
             let (orders, _) = care.due(std::slice::from_ref(&domain), NOW);
             assert_eq!(orders[0].kept.len(), if left == 29 { 2 } else { 0 });
-            care.name_failed("a.test", failed("bad", "no address", None), NOW);
+            care.name_failed("a.test", &failed("bad", "no address", None), NOW);
             assert_eq!(names(&care, &domain, NOW), due, "{left}");
         }
     }
@@ -743,7 +738,7 @@ mod tests {
         let care = CertificateCare::default();
         let new = [domain(&["bad", "good"], None)];
         let _ = care.due(&new, NOW);
-        care.name_failed("a.test", failed("bad", "no address", None), NOW);
+        care.name_failed("a.test", &failed("bad", "no address", None), NOW);
         care.order_failed("a.test", "no", Some(Duration::from_secs(100_000)), NOW);
         care.authority_failed("down", None, NOW);
         assert_eq!(care.due(&new, NOW).0, []);
@@ -785,10 +780,10 @@ mod tests {
             ..domain(&["one", "two"], None)
         });
         let _ = before.due(&wanted, NOW);
-        let first = before.name_failed("a.test", failed("one", "no address", None), NOW);
+        let first = before.name_failed("a.test", &failed("one", "no address", None), NOW);
         before.name_failed(
             "a.test",
-            failed("two", "no address", Some(Duration::from_secs(100_000))),
+            &failed("two", "no address", Some(Duration::from_secs(100_000))),
             NOW,
         );
         before.succeeded("b.test", &["one".to_owned()], NOW);
@@ -942,7 +937,7 @@ mod tests {
             let served = domain(&["bad", "good"], Some(known(80, &["bad", "good"])));
             let _ = care.due(std::slice::from_ref(&served), NOW);
             care.advised("a.test", "issuer.number", Some(&advice(days)), NOW);
-            care.name_failed("a.test", failed("bad", "no address", None), NOW);
+            care.name_failed("a.test", &failed("bad", "no address", None), NOW);
             assert_eq!(names(&care, &served, NOW), due, "{days:?}");
         }
     }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::acme::account_key::{AccountKey, SignedBy, encode};
-use crate::acme::care::{CurrentCertificate, FailedProof, Fault};
+use crate::acme::care::{CurrentCertificate, Fault, RefusedName};
 use crate::acme::challenge_certificate::challenge_context;
 use crate::acme::challenges::{Challenges, OpenChallenge};
 use crate::acme::dns::client::DnsClient;
@@ -113,31 +113,6 @@ pub(crate) enum AcmeFailure {
     Order { why: String, wait: Option<Duration> },
     /// These names are refused; the others could have been served.
     Names(Vec<RefusedName>),
-}
-
-/// A name for which there is no certificate.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RefusedName {
-    /// In lower case.
-    pub name: String,
-    /// The reason.
-    pub why: String,
-    /// The pause that the authority asks for.
-    pub wait: Option<Duration>,
-    /// Of what that is a fault.
-    pub fault: Fault,
-}
-
-impl RefusedName {
-    /// What is remembered of it.
-    pub(crate) fn failed(&self) -> FailedProof<'_> {
-        FailedProof {
-            name: &self.name,
-            why: &self.why,
-            fault: self.fault,
-            asked: self.wait,
-        }
-    }
 }
 
 impl AcmeFailure {

@@ -11,8 +11,8 @@ use mail_directory::{Entry, System, View, attributes as a, names};
 use tokio::sync::watch;
 
 use crate::acme::account_key::AccountKey;
-use crate::acme::care::{CertificateCare, DueOrder, WantedDomain};
-use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate, RefusedName, life_of};
+use crate::acme::care::{CertificateCare, DueOrder, RefusedName, WantedDomain};
+use crate::acme::client::{AcmeClient, AcmeFailure, IssuedCertificate, life_of};
 use crate::acme::exchange::AuthorityWeb;
 use crate::acme::renewal_info::{RenewalAdvice, RenewalService};
 use crate::app::App;
@@ -269,7 +269,7 @@ impl App {
         for refused in refused {
             let RefusedName { name, why, .. } = refused;
             if names.contains(name) {
-                let until = at(self.care.name_failed(domain, refused.failed(), now()));
+                let until = at(self.care.name_failed(domain, refused, now()));
                 log::warn!("domain {domain}: {name} gets no certificate: {why}; it is tried again at {until}");
             }
         }

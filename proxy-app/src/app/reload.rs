@@ -212,23 +212,17 @@ impl App {
                 false => app.adopt(None, None, "the lists of revoked certificates changed"),
             }
         };
-        let mut over = self.lists_that_are_over();
+        let mut over = self.snapshot.load().revoked.over();
         loop {
             tokio::time::sleep(self.config.load().directory.poll).await;
             if let Err(problems) = self.off_the_runtime(look).await {
                 log_list(&problems);
             }
-            let before = std::mem::replace(&mut over, self.lists_that_are_over());
-            for list in over.difference(&before) {
-                log::error!("tls.client_crl_file: {list}");
+            let before = std::mem::replace(&mut over, self.snapshot.load().revoked.over());
+            for issuer in over.difference(&before) {
+                log::error!("tls.client_crl_file: {}", snapshot::is_over(issuer));
             }
         }
-    }
-
-    fn lists_that_are_over(&self) -> BTreeSet<String> {
-        let lists = self.snapshot.load().revoked.facts();
-        let over = lists.iter().filter(|list| list.is_over());
-        over.map(snapshot::is_over).collect()
     }
 
     fn reload_locations(&self, why: &str) -> Result<(), Problems> {

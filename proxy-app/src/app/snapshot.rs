@@ -25,7 +25,7 @@ use crate::tls::certificate_store::{CertStore, SharedCertStore};
 use crate::tls::ciphers::CipherList;
 use crate::tls::client_certs::ClientCerts;
 use crate::tls::profile::Profile;
-use crate::tls::revocation::{ListFacts, RevocationLists};
+use crate::tls::revocation::RevocationLists;
 use crate::tls::upstream::UpstreamTrust;
 use crate::tls::vhosts::{VirtualHost, VirtualHosts, warn_without_list};
 use crate::tls::{Acceptors, TlsPolicy, TlsState};
@@ -214,17 +214,14 @@ fn revocation_lists(config: &Config, before: Option<&Snapshot>, problems: &mut P
             }
         },
     };
-    for list in lists.facts() {
-        if list.is_over() {
-            problems.push(warning(KEY.to_owned(), is_over(&list)));
-        }
+    for issuer in lists.over() {
+        problems.push(warning(KEY.to_owned(), is_over(&issuer)));
     }
     lists
 }
 
-/// What it means that a list is over.
-pub(crate) fn is_over(list: &ListFacts) -> String {
-    let issuer = &list.issuer;
+/// What it means that the list of an issuer is over.
+pub(crate) fn is_over(issuer: &str) -> String {
     format!("the list of {issuer} is over: no certificate of this authority is good before a newer list is there")
 }
 

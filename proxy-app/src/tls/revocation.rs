@@ -167,7 +167,7 @@ impl RevocationLists {
     }
 
     /// Issuers of which no list is good any more.
-    fn over(&self) -> BTreeSet<String> {
+    pub(crate) fn over(&self) -> BTreeSet<String> {
         let over = self.facts().into_iter().filter(ListFacts::is_over);
         over.map(|list| list.issuer).collect()
     }
@@ -175,7 +175,7 @@ impl RevocationLists {
 
 impl ListFacts {
     /// Whether a newer list should be there already.
-    pub(crate) fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.seconds_left.is_some_and(|left| left < 0)
     }
 }
